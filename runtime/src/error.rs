@@ -1,0 +1,215 @@
+//! What can go wrong, one enum per layer.
+//!
+//! Every message is one line, names the thing and gives both values: what was found and what was
+//! expected. Messages start in lower case and end without a full stop; callers may add a `hint:`.
+
+use std::path::PathBuf;
+
+/// A model file that cannot be opened or trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Its answer.
+        source: std::io::Error,
+    },
+    /// Something that is not a regular file.
+    #[error("{}: expected a model file, found a {found}", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+        /// What is there.
+        found: &'static str,
+    },
+    /// The container (a safetensors file) is damaged.
+    #[error("{}: {reason}", path.display())]
+    Container {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with values.
+        reason: String,
+    },
+    /// A sound safetensors file that is not a Tidbit model.
+    #[error("{}: not a tidbit model (its header has no `{missing}`)", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// The metadata key that every model has.
+        missing: &'static str,
+    },
+    /// Written by a converter this runtime does not know.
+    #[error("{}: `{field}` is {found:?}, this runtime reads {supported:?}", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Which part of the format.
+        field: &'static str,
+        /// What the file has.
+        found: String,
+        /// What this runtime reads.
+        supported: &'static str,
+    },
+    /// The header contradicts itself.
+    #[error("{}: {reason}", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with values.
+        reason: String,
+    },
+    /// One tensor is wrong.
+    #[error("{}: tensor `{tensor}`: {reason}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// Its name.
+        tensor: String,
+        /// What is wrong, with both values.
+        reason: String,
+    },
+}
+
+/// A tokenizer that cannot be used, or text it cannot handle.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// The description is not one the tokenizer library understands.
+    #[error("tokenizer.json: {0}")]
+    Parse(String),
+    /// A part that this runtime does not run.
+    #[error("tokenizer.json: `{field}` is {found}, supported: {supported}")]
+    Unsupported {
+        /// Which part.
+        field: &'static str,
+        /// What it is.
+        found: String,
+        /// What it may be.
+        supported: &'static str,
+    },
+    /// It has ids that the model has no row for.
+    #[error("tokenizer.json: token {token:?} has id {id}, but the model's vocabulary has {vocab_size} entries")]
+    Vocabulary {
+        /// The text of the token.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+    /// The library failed on a text.
+    #[error("cannot tokenize: {0}")]
+    Encode(String),
+}
+
+/// A session that cannot be made, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// No token to start from.
+    #[error("the prompt is empty: at least one token is needed")]
+    EmptyPrompt,
+    /// More tokens than the context holds.
+    #[error("{needed} tokens do not fit a context of {context}")]
+    ContextFull {
+        /// Tokens in the context after this call.
+        needed: usize,
+        /// What the context holds.
+        context: usize,
+    },
+    /// The context asked for is out of range.
+    #[error("a context of {asked} tokens is not possible, this model takes 1 to {most}")]
+    Context {
+        /// What was asked.
+        asked: usize,
+        /// The model's own limit.
+        most: usize,
+    },
+    /// A thread count out of range.
+    #[error("{asked} threads are not possible, expected 1 to {most}")]
+    Threads {
+        /// What was asked.
+        asked: usize,
+        /// The limit.
+        most: usize,
+    },
+    /// A token id that the model has no row for.
+    #[error("token id {id} is outside the vocabulary of {vocab_size}")]
+    Token {
+        /// The id.
+        id: u32,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+    /// Memory could not be had.
+    #[error("cannot allocate {bytes} bytes for {what}: {source}")]
+    Memory {
+        /// How much.
+        bytes: usize,
+        /// What for.
+        what: &'static str,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+    /// Stopped by the caller.
+    #[error("cancelled")]
+    Cancelled,
+    /// The model computed something that is not a number.
+    #[error("the model's logits are not finite (the first is token {token}: {value}); the file may be damaged")]
+    NotFinite {
+        /// The first such token.
+        token: usize,
+        /// Its logit.
+        value: f32,
+    },
+    /// The kernels asked for are not to be had.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
+    /// Threads could not be started.
+    #[error("cannot start worker threads: {0}")]
+    Spawn(std::io::Error),
+}
+
+/// A sampling option out of range.
+#[derive(Debug, thiserror::Error)]
+#[error("`{option}` is {value}, expected {expected}")]
+pub struct SamplerError {
+    /// Which option.
+    pub option: &'static str,
+    /// Its value.
+    pub value: String,
+    /// What it may be.
+    pub expected: &'static str,
+}
+
+/// `TIDBIT_ISA` asks for kernels that are unknown or that this processor cannot run.
+#[derive(Debug, thiserror::Error)]
+#[error("TIDBIT_ISA is {asked:?}, this processor runs: {supported}")]
+pub struct IsaError {
+    /// What was asked.
+    pub asked: String,
+    /// What could be asked.
+    pub supported: String,
+}
+
+/// A text that cannot be evaluated.
+#[derive(Debug, thiserror::Error)]
+pub enum EvalError {
+    /// Nothing to score.
+    #[error("the text has {tokens} tokens, at least 2 are needed to score one")]
+    TooShort {
+        /// Its tokens.
+        tokens: usize,
+    },
+    /// A window that scores nothing or does not fit.
+    #[error("a window of {window} tokens is not possible, expected 2 to {most}")]
+    Window {
+        /// What was asked.
+        window: usize,
+        /// The longest.
+        most: usize,
+    },
+    /// The session failed.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}

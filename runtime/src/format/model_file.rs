@@ -1,0 +1,293 @@
+//! Opening a model file: map it, check everything, hand out tensors.
+
+use super::header::{Provenance, Stored, TensorRecord, digest, sha256_hex};
+use super::{DATA_ALIGN, TOKENIZER, VERSION, key};
+use crate::error::FormatError;
+use crate::quant::{Matrix, TILE_ID};
+use crate::spec::{Role, Spec};
+use crate::storage::Bytes;
+use safetensors::tensor::Metadata;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// The longest header that is read, in bytes (safetensors' own limit).
+const MAX_HEADER: u64 = 100_000_000;
+
+/// An opened model file. Whatever it hands out has been checked against the spec.
+#[derive(Clone, Debug)]
+pub struct ModelFile {
+    path: PathBuf,
+    bytes: Bytes,
+    spec: Spec,
+    provenance: Provenance,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+/// A tensor's record and place.
+#[derive(Clone, Debug)]
+struct Tensor {
+    record: TensorRecord,
+    range: Range<usize>,
+}
+
+/// What [`ModelFile::verify`] read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// Tensors whose checksum is right.
+    pub tensors: usize,
+    /// Bytes they have together.
+    pub bytes: u64,
+}
+
+impl ModelFile {
+    /// Maps and checks a model file. Only the header is read; tensor data is not touched.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with the file, the tensor and both values.
+    pub fn open(path: &Path) -> Result<Self, FormatError> {
+        let io = |source| FormatError::Io { path: path.into(), source };
+        let kind = std::fs::metadata(path).map_err(io)?.file_type();
+        if !kind.is_file() {
+            let found = if kind.is_dir() { "directory" } else { "special file" };
+            return Err(FormatError::NotAFile { path: path.into(), found });
+        }
+        let file = File::open(path).map_err(io)?;
+        if file.metadata().map_err(io)?.len() == 0 {
+            return Err(FormatError::Container { path: path.into(), reason: "the file is empty".into() });
+        }
+        Self::from_bytes(path, Bytes::map(&file).map_err(io)?)
+    }
+
+    /// Checks a model that is in memory already; `path` only names it in messages.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_bytes(path: &Path, bytes: Bytes) -> Result<Self, FormatError> {
+        let (data_at, container) = read_container(path, &bytes)?;
+        let no_metadata = HashMap::new();
+        let metadata = container.metadata().as_ref().unwrap_or(&no_metadata);
+        let get = |key: &'static str| {
+            metadata.get(key).map(String::as_str).ok_or(FormatError::Foreign { path: path.into(), missing: key })
+        };
+        for (field, supported) in [(key::VERSION, VERSION), (key::TILE, TILE_ID)] {
+            let found = get(field)?;
+            if found != supported {
+                return Err(FormatError::Version { path: path.into(), field, found: found.into(), supported });
+            }
+        }
+        check_digest(path, &container, metadata, get(key::DIGEST)?)?;
+
+        let header = |reason: String| FormatError::Header { path: path.into(), reason };
+        let json_error = |key: &str, e: serde_json::Error| header(format!("`{key}`: {e}"));
+        let spec: Spec = serde_json::from_str(get(key::SPEC)?).map_err(|e| json_error(key::SPEC, e))?;
+        spec.validate().map_err(|e| header(format!("`{}`: {e}", key::SPEC)))?;
+        let provenance = serde_json::from_str(get(key::PROVENANCE)?).map_err(|e| json_error(key::PROVENANCE, e))?;
+        let records: BTreeMap<String, TensorRecord> =
+            serde_json::from_str(get(key::TENSORS)?).map_err(|e| json_error(key::TENSORS, e))?;
+
+        let tensors = place_tensors(path, &container, records, data_at)?;
+        let file = Self { path: path.into(), bytes, spec, provenance, tensors };
+        file.check_against_spec()?;
+        Ok(file)
+    }
+
+    /// Every tensor of the spec is there with its shape, and nothing else but the tokenizer.
+    fn check_against_spec(&self) -> Result<(), FormatError> {
+        // A hostile spec may claim millions of layers; there are never more than tensors.
+        if self.spec.n_layers > self.tensors.len() {
+            let reason = format!("{} layers cannot be made of {} tensors", self.spec.n_layers, self.tensors.len());
+            return Err(FormatError::Header { path: self.path.clone(), reason });
+        }
+        let declared = self.spec.tensors();
+        for decl in &declared {
+            let error = |reason| FormatError::Tensor { path: self.path.clone(), tensor: decl.name.clone(), reason };
+            let tensor = self.tensors.get(&decl.name).ok_or_else(|| error("missing".into()))?;
+            if tensor.record.shape != decl.shape {
+                return Err(error(format!("expected shape {:?}, found {:?}", decl.shape, tensor.record.shape)));
+            }
+            let fits = match decl.role {
+                Role::Vector => tensor.record.stored == Stored::Vector,
+                Role::Embedding | Role::Positions | Role::Projection | Role::Head => {
+                    matches!(tensor.record.stored, Stored::Matrix(_))
+                }
+            };
+            if !fits {
+                let expected = if decl.role == Role::Vector { "a vector" } else { "a matrix" };
+                return Err(error(format!("expected {expected}, found {}", tensor.record.stored)));
+            }
+        }
+        let known: std::collections::HashSet<&str> = declared.iter().map(|d| d.name.as_str()).collect();
+        match self.tensors.iter().find(|(name, _)| !known.contains(name.as_str()) && *name != TOKENIZER) {
+            Some((name, _)) => {
+                let reason = "not part of this architecture".into();
+                Err(FormatError::Tensor { path: self.path.clone(), tensor: name.clone(), reason })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The file's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The architecture.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Where it came from.
+    pub fn provenance(&self) -> &Provenance {
+        &self.provenance
+    }
+
+    /// Length of the file in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether the file is empty (an opened one never is).
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Name, record and bytes in the file of every tensor, in order of the names.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorRecord, usize)> {
+        self.tensors.iter().map(|(name, t)| (name.as_str(), &t.record, t.range.len()))
+    }
+
+    /// The JSON of the tokenizer, when the file has one.
+    pub fn tokenizer_json(&self) -> Option<Bytes> {
+        let tensor = self.tensors.get(TOKENIZER)?;
+        let len = *tensor.record.shape.first()?;
+        self.bytes.slice(tensor.range.start..tensor.range.start.checked_add(len)?)
+    }
+
+    /// A weight matrix of the spec.
+    ///
+    /// # Errors
+    /// When the spec has no matrix of that name.
+    pub fn matrix(&self, name: &str) -> Result<Matrix, FormatError> {
+        let error = |reason: String| FormatError::Tensor { path: self.path.clone(), tensor: name.into(), reason };
+        let tensor = self.tensors.get(name).ok_or_else(|| error("missing".into()))?;
+        let bytes = self.bytes.slice(tensor.range.clone()).ok_or_else(|| error("outside the file".into()))?;
+        match (tensor.record.stored, tensor.record.shape.as_slice()) {
+            (Stored::Matrix(quant), &[rows, cols]) => Matrix::new(quant, rows, cols, bytes).map_err(error),
+            (stored, _) => Err(error(format!("expected a matrix, found {stored}"))),
+        }
+    }
+
+    /// A vector of the spec, padded with zeros to a multiple of 16 elements.
+    ///
+    /// # Errors
+    /// When the spec has no vector of that name.
+    pub fn vector(&self, name: &str) -> Result<Vec<f32>, FormatError> {
+        let error = |reason: String| FormatError::Tensor { path: self.path.clone(), tensor: name.into(), reason };
+        let tensor = self.tensors.get(name).ok_or_else(|| error("missing".into()))?;
+        if tensor.record.stored != Stored::Vector {
+            return Err(error(format!("expected a vector, found {}", tensor.record.stored)));
+        }
+        let bytes = self.bytes.slice(tensor.range.clone()).ok_or_else(|| error("outside the file".into()))?;
+        Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
+    /// Reads every tensor and compares its checksum.
+    ///
+    /// # Errors
+    /// The first tensor whose bytes are not those that were written.
+    pub fn verify(&self) -> Result<VerifyReport, FormatError> {
+        let mut report = VerifyReport { tensors: 0, bytes: 0 };
+        for (name, tensor) in &self.tensors {
+            let error = |reason| FormatError::Tensor { path: self.path.clone(), tensor: name.clone(), reason };
+            let bytes = self.bytes.get(tensor.range.clone()).ok_or_else(|| error("outside the file".into()))?;
+            let found = sha256_hex(bytes);
+            if found != tensor.record.sha256 {
+                return Err(error(format!("sha256 is {found}, the header says {}", tensor.record.sha256)));
+            }
+            report.tensors += 1;
+            report.bytes += bytes.len() as u64;
+        }
+        Ok(report)
+    }
+}
+
+/// Parses the safetensors header: where the data starts, and the table of tensors.
+fn read_container(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata), FormatError> {
+    let error = |reason: String| FormatError::Container { path: path.into(), reason };
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+        return Err(error(format!("{} bytes are too few for a model", bytes.len())));
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_HEADER || length > rest.len() as u64 {
+        let limit = MAX_HEADER.min(rest.len() as u64);
+        return Err(error(format!(
+            "the header claims {length} bytes, at most {limit} are possible: not a model, or truncated"
+        )));
+    }
+    let text = &rest[..length as usize];
+    let container: Metadata = serde_json::from_slice(text).map_err(|e| error(format!("damaged header: {e}")))?;
+    let data_at = 8 + text.len();
+    if !data_at.is_multiple_of(DATA_ALIGN)
+        && container.metadata().as_ref().is_some_and(|m| m.contains_key(key::VERSION))
+    {
+        return Err(error(format!("data starts at byte {data_at}, which is no multiple of {DATA_ALIGN}")));
+    }
+    let (expected, found) = (container.data_len(), bytes.len() - data_at);
+    if expected != found {
+        let what = if found < expected { "truncated" } else { "too long" };
+        return Err(error(format!("{what}: the header describes {expected} bytes of tensors, the file has {found}")));
+    }
+    Ok((data_at, container))
+}
+
+fn check_digest(
+    path: &Path,
+    container: &Metadata,
+    metadata: &HashMap<String, String>,
+    expected: &str,
+) -> Result<(), FormatError> {
+    let pairs = metadata.iter().filter(|(k, _)| *k != key::DIGEST).map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    let tensors = container.tensors();
+    let mut ends: Vec<_> = tensors.iter().map(|(name, info)| (name.as_str(), info.data_offsets.1)).collect();
+    ends.sort_unstable_by_key(|&(_, end)| end);
+    let found = digest(&pairs, ends.into_iter());
+    if found == expected {
+        return Ok(());
+    }
+    let reason = format!("damaged header: its sha256 is {found}, expected {expected}");
+    Err(FormatError::Container { path: path.into(), reason })
+}
+
+/// Joins the records with their places in the file, and checks that sizes agree.
+fn place_tensors(
+    path: &Path,
+    container: &Metadata,
+    records: BTreeMap<String, TensorRecord>,
+    data_at: usize,
+) -> Result<BTreeMap<String, Tensor>, FormatError> {
+    let places = container.tensors();
+    let error = |tensor: &str, reason: String| FormatError::Tensor { path: path.into(), tensor: tensor.into(), reason };
+    if let Some(name) = places.keys().find(|name| !records.contains_key(*name)) {
+        return Err(error(name, format!("in the file, but not in `{}`", key::TENSORS)));
+    }
+    let mut tensors = BTreeMap::new();
+    for (name, record) in records {
+        let Some(info) = places.get(&name) else {
+            return Err(error(&name, format!("in `{}`, but not in the file", key::TENSORS)));
+        };
+        let (start, end) = info.data_offsets;
+        let Some(expected) = record.stored.bytes(&record.shape) else {
+            return Err(error(&name, format!("shape {:?} is not possible for {}", record.shape, record.stored)));
+        };
+        if end - start != expected {
+            let reason =
+                format!("{:?} in {} needs {expected} bytes, found {}", record.shape, record.stored, end - start);
+            return Err(error(&name, reason));
+        }
+        // `data_at + end` is at most the file's length, which was checked.
+        tensors.insert(name, Tensor { record, range: data_at + start..data_at + end });
+    }
+    Ok(tensors)
+}

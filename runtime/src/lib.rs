@@ -1,0 +1,30 @@
+//! The Tidbit runtime: opens a model file in place and runs it.
+//!
+//! Each module knows only the ones above it in this list:
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`error`] | one error enum per layer, messages with values |
+//! | [`storage`] | mapped or aligned bytes |
+//! | [`quant`] | one file per quant type: block layout, encode, decode |
+//! | [`spec`] | an architecture as data, and the tensors it needs |
+//! | [`format`](mod@format) | the file: header, tensor index, validation once at open |
+//! | [`tokenizer`] | text to ids and back, streaming UTF-8 |
+//! | [`threads`] | the low-latency worker pool |
+//! | [`kernels`] | the kernel table and its ISAs; unsafe code lives here |
+//! | [`ops`] | safe, shape-asserting operations on activations |
+//! | [`kv_cache`] | keys and values of past tokens |
+//! | [`backend`] | the dozen coarse operations a device must offer |
+//! | [`forward`] | the one forward pass, which reads the spec |
+//! | [`sampler`] | logits to a token id |
+//! | [`session`] | a model at work: prefill, decode, generate |
+//! | [`eval`] | perplexity |
+
+#[cfg(target_endian = "big")]
+compile_error!("the file format is little-endian and used in place");
+
+pub mod error;
+pub mod format;
+pub mod quant;
+pub mod spec;
+pub mod storage;

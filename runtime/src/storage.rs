@@ -1,0 +1,103 @@
+//! Bytes that do not move: a memory-mapped file, or an aligned buffer for tests and benches.
+//!
+//! [`Bytes`] is a cheap, shared window into such memory. Everything above it (tensors, matrices)
+//! owns a window and needs no lifetime, so a model can be shared by any number of threads.
+
+use std::fs::File;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+/// Alignment of every tensor: one cache line, and one AVX-512 register.
+pub const ALIGN: usize = 64;
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line([u8; ALIGN]);
+
+// SAFETY: `Line` is 64 plain bytes at an alignment of 64: no padding, and every bit pattern is valid.
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: as above; `Line` is `Copy` and `repr(C)`.
+unsafe impl bytemuck::Pod for Line {}
+
+#[derive(Debug)]
+enum Memory {
+    Mapped(memmap2::Mmap),
+    Owned(Vec<Line>),
+}
+
+impl Memory {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Owned(lines) => bytemuck::must_cast_slice(lines),
+        }
+    }
+}
+
+/// A shared, immutable window of bytes.
+#[derive(Clone, Debug)]
+pub struct Bytes {
+    memory: Arc<Memory>,
+    range: Range<usize>,
+}
+
+impl Bytes {
+    /// Maps a whole file read-only.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    pub fn map(file: &File) -> std::io::Result<Self> {
+        // SAFETY: the mapping is read-only and private to this process. If another process truncates
+        // or rewrites the file while it is mapped, reads can fault or change: the documented limit of
+        // mapped files (SECURITY.md). No Rust invariant is built on the mapped values: all
+        // offsets were copied out of the header and checked against the length at open.
+        let map = unsafe { memmap2::Mmap::map(file)? };
+        let range = 0..map.len();
+        Ok(Self { memory: Arc::new(Memory::Mapped(map)), range })
+    }
+
+    /// Copies `bytes` into a buffer aligned to [`ALIGN`].
+    pub fn copy_from(bytes: &[u8]) -> Self {
+        let mut lines = vec![Line([0; ALIGN]); bytes.len().div_ceil(ALIGN)];
+        bytemuck::must_cast_slice_mut::<Line, u8>(&mut lines)[..bytes.len()].copy_from_slice(bytes);
+        Self { memory: Arc::new(Memory::Owned(lines)), range: 0..bytes.len() }
+    }
+
+    /// The part `range` of this window, or `None` when it reaches outside.
+    pub fn slice(&self, range: Range<usize>) -> Option<Self> {
+        let start = self.range.start.checked_add(range.start)?;
+        let end = self.range.start.checked_add(range.end)?;
+        (start <= end && end <= self.range.end).then(|| Self { memory: Arc::clone(&self.memory), range: start..end })
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.memory.as_slice()[self.range.clone()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_stay_inside_their_window() {
+        let all = Bytes::copy_from(&[1, 2, 3, 4, 5]);
+        let mid = all.slice(1..4).unwrap();
+        assert_eq!(&*mid, [2, 3, 4]);
+        assert_eq!(&*mid.slice(1..3).unwrap(), [3, 4]);
+        assert!(mid.slice(0..4).is_none(), "may not see past its own end");
+        assert!(mid.slice(usize::MAX..usize::MAX).is_none());
+    }
+
+    #[test]
+    fn owned_buffers_are_aligned() {
+        for n in [0, 1, 63, 64, 65] {
+            let bytes = Bytes::copy_from(&vec![7; n]);
+            assert_eq!(bytes.len(), n);
+            assert_eq!(bytes.as_ptr().align_offset(ALIGN), 0);
+        }
+    }
+}
