@@ -14,6 +14,7 @@
 //! | [`kernels`] | the kernel table and its ISAs; unsafe code lives here |
 //! | [`ops`] | safe, shape-asserting operations on activations |
 //! | [`kv_cache`] | keys and values of past tokens |
+//! | [`model`] | an opened model: weights by role, tokenizer |
 //! | [`backend`] | the dozen coarse operations a device must offer |
 //! | [`forward`] | the one forward pass, which reads the spec |
 //! | [`sampler`] | logits to a token id |
@@ -23,8 +24,19 @@
 #[cfg(target_endian = "big")]
 compile_error!("the file format is little-endian and used in place");
 
+pub mod backend;
 pub mod error;
+pub mod eval;
 pub mod format;
+pub mod forward;
+pub mod kernels;
+pub mod kv_cache;
+pub mod model;
+pub mod ops;
 pub mod quant;
+pub mod sampler;
+pub mod session;
 pub mod spec;
 pub mod storage;
+pub mod threads;
+pub mod tokenizer;

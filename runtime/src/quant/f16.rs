@@ -10,7 +10,7 @@ use super::{Codec, PANEL_ROWS, Unrepresentable};
 use half::f16;
 
 pub(super) static CODEC: Codec =
-    Codec { name: "f16", panel_bytes: |cols| cols.checked_mul(PANEL_ROWS * 2), encode, decode_row, integer: false };
+    Codec { name: "f16", panel_bytes: |cols| cols.checked_mul(PANEL_ROWS * 2), encode, add_row, integer: false };
 
 fn encode(rows: &[f32], cols: usize, panel: &mut [u8]) -> Result<(), Unrepresentable> {
     for col in 0..cols {
@@ -26,8 +26,8 @@ fn encode(rows: &[f32], cols: usize, panel: &mut [u8]) -> Result<(), Unrepresent
     Ok(())
 }
 
-fn decode_row(panel: &[u8], _cols: usize, row: usize, out: &mut [f32]) {
+fn add_row(panel: &[u8], _cols: usize, row: usize, out: &mut [f32]) {
     for (column, out) in panel.chunks_exact(PANEL_ROWS * 2).zip(out) {
-        *out = f16::from_le_bytes([column[row * 2], column[row * 2 + 1]]).to_f32();
+        *out += f16::from_le_bytes([column[row * 2], column[row * 2 + 1]]).to_f32();
     }
 }

@@ -7,7 +7,7 @@
 use super::{Codec, PANEL_ROWS, Unrepresentable};
 
 pub(super) static CODEC: Codec =
-    Codec { name: "f32", panel_bytes: |cols| cols.checked_mul(PANEL_ROWS * 4), encode, decode_row, integer: false };
+    Codec { name: "f32", panel_bytes: |cols| cols.checked_mul(PANEL_ROWS * 4), encode, add_row, integer: false };
 
 #[expect(clippy::unnecessary_wraps, reason = "the signature of every encoder")]
 fn encode(rows: &[f32], cols: usize, panel: &mut [u8]) -> Result<(), Unrepresentable> {
@@ -17,9 +17,9 @@ fn encode(rows: &[f32], cols: usize, panel: &mut [u8]) -> Result<(), Unrepresent
     Ok(())
 }
 
-fn decode_row(panel: &[u8], _cols: usize, row: usize, out: &mut [f32]) {
+fn add_row(panel: &[u8], _cols: usize, row: usize, out: &mut [f32]) {
     for (column, out) in panel.chunks_exact(PANEL_ROWS * 4).zip(out) {
         let at = row * 4;
-        *out = f32::from_le_bytes([column[at], column[at + 1], column[at + 2], column[at + 3]]);
+        *out += f32::from_le_bytes([column[at], column[at + 1], column[at + 2], column[at + 3]]);
     }
 }

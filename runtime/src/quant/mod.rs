@@ -62,8 +62,8 @@ struct Codec {
     panel_bytes: fn(cols: usize) -> Option<usize>,
     /// Encodes `rows` `[PANEL_ROWS, cols]` into a zeroed panel.
     encode: fn(rows: &[f32], cols: usize, panel: &mut [u8]) -> Result<(), Unrepresentable>,
-    /// Decodes row `row` of a panel into `out` `[cols]`.
-    decode_row: fn(panel: &[u8], cols: usize, row: usize, out: &mut [f32]),
+    /// Adds row `row` of a panel to `out` `[cols]`.
+    add_row: fn(panel: &[u8], cols: usize, row: usize, out: &mut [f32]),
     /// Whether the kernels multiply it as integers (activations are quantized) or as floats.
     integer: bool,
 }
@@ -217,10 +217,19 @@ impl Matrix {
     /// # Panics
     /// When `row` is out of range or `out` has another length.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        out.fill(0.0);
+        self.add_row(row, out);
+    }
+
+    /// Adds row `row` to `out` `[cols]`.
+    ///
+    /// # Panics
+    /// When `row` is out of range or `out` has another length.
+    pub fn add_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert_eq!(out.len(), self.cols);
         let panel = &self.data[row / PANEL_ROWS * self.panel_bytes..][..self.panel_bytes];
-        (self.quant.codec().decode_row)(panel, self.cols, row % PANEL_ROWS, out);
+        (self.quant.codec().add_row)(panel, self.cols, row % PANEL_ROWS, out);
     }
 }
 

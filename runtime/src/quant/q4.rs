@@ -16,13 +16,17 @@ pub(crate) const BLOCK_BYTES: usize = PANEL_ROWS * BLOCK / 2;
 
 /// The table, ascending: denser around zero, where most weights are. Within ±63, so that sums of two
 /// products with an 8-bit activation stay exact in 16 bits (AVX2 `maddubs`).
-pub const CODEBOOK: [i8; 16] = [-62, -50, -40, -32, -24, -17, -11, -5, 1, 7, 13, 20, 27, 36, 46, 59];
+///
+/// Found by Lloyd's algorithm with the scale search of [`best_scale`] inside, on blocks of trained transformers, Gaussian
+/// and heavier-tailed values, then rounded by descent on integers. Relative RMSE on a trained 135M model: 7.41 %, against
+/// 8.42 % for the uniform -8..7 and 7.64 % for NF4's values.
+pub const CODEBOOK: [i8; 16] = [-59, -46, -36, -28, -21, -15, -9, -4, 1, 6, 12, 18, 25, 33, 42, 58];
 
 pub(super) static CODEC: Codec = Codec {
     name: "q4",
     panel_bytes: |cols| Some(BlockPanel::new(cols, BLOCK_BYTES)?.bytes),
     encode,
-    decode_row,
+    add_row,
     integer: true,
 };
 
@@ -71,15 +75,15 @@ fn nearest(values: &[f32; BLOCK], inverse_scale: f32) -> [u8; BLOCK] {
 ///
 /// For each trial the indices are fixed and the scale that is best *for these indices* follows in
 /// closed form (`sum(x q) / sum(q q)`); the error falls by `sum(x q)^2 / sum(q q)`. The table is not
-/// symmetric, so both signs are tried.
+/// symmetric, so both signs are tried (one sign alone costs 6 % RMSE). Eight trials in this range are within 0.15 % of an
+/// exhaustive search; weighting errors by x² raised the plain error by 7 % and is not done.
 fn best_scale(values: &[f32; BLOCK]) -> f16 {
     let largest = values.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
     if largest == 0.0 {
         return f16::ZERO;
     }
     let (mut best_gain, mut best) = (0.0f32, 0.0f32);
-    for step in 0..16 {
-        let target = 44.0 + 2.0 * step as f32;
+    for target in [46.0, 49.0, 52.0, 54.0, 57.0, 60.0, 63.0, 66.0] {
         for target in [target, -target] {
             let index = nearest(values, target / largest);
             let (mut xq, mut qq) = (0.0f32, 0.0f32);
@@ -97,14 +101,14 @@ fn best_scale(values: &[f32; BLOCK]) -> f16 {
     f16::from_f32(best)
 }
 
-fn decode_row(panel: &[u8], cols: usize, row: usize, out: &mut [f32]) {
+fn add_row(panel: &[u8], cols: usize, row: usize, out: &mut [f32]) {
     let values_at = panel.len() - cols.div_ceil(BLOCK) * BLOCK_BYTES;
     for (block, out) in out.chunks_mut(BLOCK).enumerate() {
         let scale = BlockPanel::scale(panel, block, row);
         let bytes = &panel[values_at + block * BLOCK_BYTES..][..BLOCK_BYTES];
         for (col, out) in out.iter_mut().enumerate() {
             let (at, shift) = nibble_offset(row, col);
-            *out = scale * f32::from(CODEBOOK[usize::from(bytes[at] >> shift & 15)]);
+            *out += scale * f32::from(CODEBOOK[usize::from(bytes[at] >> shift & 15)]);
         }
     }
 }

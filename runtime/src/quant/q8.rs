@@ -16,7 +16,7 @@ pub(super) static CODEC: Codec = Codec {
     name: "q8",
     panel_bytes: |cols| Some(BlockPanel::new(cols, BLOCK_BYTES)?.bytes),
     encode,
-    decode_row,
+    add_row,
     integer: true,
 };
 
@@ -61,13 +61,13 @@ fn best_scale(values: &[f32; BLOCK]) -> Option<f16> {
     Some(best.1)
 }
 
-fn decode_row(panel: &[u8], cols: usize, row: usize, out: &mut [f32]) {
+fn add_row(panel: &[u8], cols: usize, row: usize, out: &mut [f32]) {
     let values_at = panel.len() - cols.div_ceil(BLOCK) * BLOCK_BYTES;
     for (block, out) in out.chunks_mut(BLOCK).enumerate() {
         let scale = BlockPanel::scale(panel, block, row);
         let bytes = &panel[values_at + block * BLOCK_BYTES..][..BLOCK_BYTES];
         for (col, out) in out.iter_mut().enumerate() {
-            *out = scale * f32::from(bytes[group_offset(row, col)] as i8);
+            *out += scale * f32::from(bytes[group_offset(row, col)] as i8);
         }
     }
 }

@@ -202,7 +202,7 @@ impl Spec {
                 return Err(format!("`{name}` is {value}, expected 1 to {MAX_COUNT}"));
             }
         }
-        if a.n_heads % a.n_kv_heads != 0 {
+        if !a.n_heads.is_multiple_of(a.n_kv_heads) {
             return Err(format!("`n_heads` {} is not a multiple of `n_kv_heads` {}", a.n_heads, a.n_kv_heads));
         }
         if a.head_dim > MAX_HEAD_DIM {

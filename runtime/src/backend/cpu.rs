@@ -1,0 +1,122 @@
+//! The processor: kernels spread over a pool of threads.
+
+use super::{Backend, Epilogue};
+use crate::error::SessionError;
+use crate::kernels::Kernels;
+use crate::kv_cache::KvCache;
+use crate::model::{Linear, NormWeights, Weights};
+use crate::ops::{self, Buffer, MatmulScratch, Rotation};
+use crate::spec::{Norm, NormKind, Position, Rotary, Spec};
+use crate::threads::Pool;
+use std::ops::Range;
+
+/// Kernels, threads and scratch memory of one session.
+pub struct Cpu {
+    kernels: Kernels,
+    pool: Pool,
+    scratch: MatmulScratch,
+    rotation: Option<Rotation>,
+    /// The positions that `rotation` stands at.
+    rotated: Range<usize>,
+}
+
+impl Cpu {
+    /// A device for batches of up to `max_tokens` of models like `spec`.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn new(kernels: Kernels, n_threads: usize, spec: &Spec, max_tokens: usize) -> Result<Self, SessionError> {
+        let widest = spec.d_model.max(spec.mlp.ffn_dim).max(spec.attention.n_heads * spec.attention.head_dim);
+        let rotation = match &spec.position {
+            Position::Learned => None,
+            Position::Rotary(rotary) => Some(Rotation::new(rotary, max_tokens)),
+        };
+        Ok(Self {
+            kernels,
+            pool: Pool::new(n_threads).map_err(SessionError::Spawn)?,
+            scratch: MatmulScratch::new(max_tokens, widest),
+            rotation,
+            rotated: 0..0,
+        })
+    }
+
+    /// The kernels in use.
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
+    }
+
+    /// Threads in use.
+    pub fn n_threads(&self) -> usize {
+        self.pool.n_threads()
+    }
+
+    /// Bytes of scratch memory.
+    pub fn scratch_bytes(&self) -> usize {
+        self.scratch.bytes()
+    }
+}
+
+impl Backend for Cpu {
+    type Buffer = Buffer;
+    type Cache = KvCache;
+
+    fn buffer(&self, max_tokens: usize, cols: usize) -> Buffer {
+        Buffer::new(max_tokens, cols)
+    }
+
+    fn cache(&self, spec: &Spec, context: usize) -> Result<KvCache, SessionError> {
+        KvCache::new(spec, context)
+    }
+
+    fn embed(&mut self, weights: &Weights, ids: &[u32], first: usize, out: &mut Buffer) {
+        ops::embed(&mut self.pool, (&weights.embedding, weights.positions.as_ref()), ids, first, out);
+    }
+
+    fn norm(&mut self, norm: &Norm, weights: &NormWeights, x: &Buffer, tokens: Range<usize>, out: &mut Buffer) {
+        let device = (self.kernels, &mut self.pool);
+        match norm.kind {
+            NormKind::LayerNorm => {
+                ops::layer_norm(device, (&weights.weight, &weights.bias, norm.eps), (x, tokens), out);
+            }
+        }
+    }
+
+    fn linear(&mut self, linear: &Linear, x: &Buffer, tokens: Range<usize>, epilogue: Epilogue, out: &mut Buffer) {
+        let device = (self.kernels, &mut self.pool);
+        ops::matmul(device, &mut self.scratch, (&linear.weight, linear.bias.as_deref()), (x, tokens), epilogue, out);
+    }
+
+    fn rotate(&mut self, rotary: &Rotary, x: &mut Buffer, positions: Range<usize>, n_heads: usize, head_dim: usize) {
+        let rotation = self.rotation.get_or_insert_with(|| Rotation::new(rotary, positions.len()));
+        let n_tokens = positions.len();
+        if self.rotated != positions {
+            rotation.prepare(positions.start, n_tokens);
+            self.rotated = positions;
+        }
+        rotation.apply(&mut self.pool, x, n_tokens, n_heads, head_dim);
+    }
+
+    fn store(&mut self, spec: &Spec, cache: &mut KvCache, layer: usize, qkv: &Buffer, positions: Range<usize>) {
+        let keys_at = spec.attention.n_heads * spec.attention.head_dim;
+        let kv = &qkv.rows(0..positions.len())[keys_at..];
+        cache.store((self.kernels, &mut self.pool), layer, positions, (kv, qkv.stride()));
+    }
+
+    fn attend(
+        &mut self,
+        spec: &Spec,
+        cache: &KvCache,
+        layer: usize,
+        qkv: &Buffer,
+        positions: Range<usize>,
+        out: &mut Buffer,
+    ) {
+        let a = &spec.attention;
+        let heads = (a.n_heads, a.n_kv_heads, a.scale_of(layer));
+        ops::attention((self.kernels, &mut self.pool), (cache, layer), heads, (qkv, positions), out);
+    }
+
+    fn read<'a>(&self, buffer: &'a Buffer, row: usize) -> &'a [f32] {
+        buffer.row(row)
+    }
+}

@@ -1,0 +1,89 @@
+//! What a device must offer: a dozen coarse operations on activations that live on it.
+//!
+//! The forward pass is written over [`Backend`] and knows no device. Operations are coarse (a whole matrix product with
+//! its bias and epilogue, a whole layer's attention), so that a device can fuse inside them, and their arguments name
+//! shapes, never architectures.
+
+mod cpu;
+
+pub use crate::kernels::Epilogue;
+pub use cpu::Cpu;
+
+use crate::error::SessionError;
+use crate::model::{Linear, NormWeights, Weights};
+use crate::spec::{Norm, Rotary, Spec};
+use std::ops::Range;
+
+/// A device. `positions` are where the rows of a batch stand in the text.
+pub trait Backend {
+    /// Activations `[tokens, cols]` on the device.
+    type Buffer;
+    /// Keys and values of one session on the device.
+    type Cache;
+
+    /// Zeros for up to `max_tokens` rows of `cols`.
+    fn buffer(&self, max_tokens: usize, cols: usize) -> Self::Buffer;
+
+    /// An empty cache for `context` tokens.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    fn cache(&self, spec: &Spec, context: usize) -> Result<Self::Cache, SessionError>;
+
+    /// `out[t] = embedding[ids[t]] (+ positions[first + t])`.
+    fn embed(&mut self, weights: &Weights, ids: &[u32], first: usize, out: &mut Self::Buffer);
+
+    /// The first rows of `out` become the normalized rows `tokens` of `x`.
+    fn norm(
+        &mut self,
+        norm: &Norm,
+        weights: &NormWeights,
+        x: &Self::Buffer,
+        tokens: Range<usize>,
+        out: &mut Self::Buffer,
+    );
+
+    /// The first rows of `out` become `epilogue(x wᵀ + bias)` of rows `tokens` of `x`.
+    fn linear(
+        &mut self,
+        linear: &Linear,
+        x: &Self::Buffer,
+        tokens: Range<usize>,
+        epilogue: Epilogue,
+        out: &mut Self::Buffer,
+    );
+
+    /// Turns the first `n_heads` heads of each row of `x` to their positions.
+    fn rotate(
+        &mut self,
+        rotary: &Rotary,
+        x: &mut Self::Buffer,
+        positions: Range<usize>,
+        n_heads: usize,
+        head_dim: usize,
+    );
+
+    /// Puts keys and values, which follow the queries in the rows of `qkv`, into layer `layer` of the cache.
+    fn store(
+        &mut self,
+        spec: &Spec,
+        cache: &mut Self::Cache,
+        layer: usize,
+        qkv: &Self::Buffer,
+        positions: Range<usize>,
+    );
+
+    /// `out[t]` becomes the attention of the queries of row `t` of `qkv` to all positions up to its own.
+    fn attend(
+        &mut self,
+        spec: &Spec,
+        cache: &Self::Cache,
+        layer: usize,
+        qkv: &Self::Buffer,
+        positions: Range<usize>,
+        out: &mut Self::Buffer,
+    );
+
+    /// Row `row` on the host, without padding.
+    fn read<'a>(&self, buffer: &'a Self::Buffer, row: usize) -> &'a [f32];
+}

@@ -1,0 +1,106 @@
+//! The forward pass: one for every architecture, reading the spec.
+
+use crate::backend::{Backend, Epilogue};
+use crate::error::SessionError;
+use crate::model::{Model, Weights};
+use crate::spec::{Position, Residual, Spec};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The activations of a batch of tokens.
+pub struct Activations<B: Backend> {
+    /// The residual stream `[tokens, d_model]`.
+    x: B::Buffer,
+    /// Normalized for attention, `[tokens, d_model]`; after the last block, for the head.
+    attn_in: B::Buffer,
+    /// Normalized for the feed-forward network, `[tokens, d_model]`.
+    mlp_in: B::Buffer,
+    /// Queries, keys and values, `[tokens, (n_heads + 2 n_kv_heads) * head_dim]`.
+    qkv: B::Buffer,
+    /// What attention gathered, `[tokens, n_heads * head_dim]`.
+    attended: B::Buffer,
+    /// Inside the feed-forward network, `[tokens, ffn_dim]`.
+    inner: B::Buffer,
+}
+
+impl<B: Backend> Activations<B> {
+    /// Room for batches of up to `max_tokens`.
+    pub fn new(backend: &B, spec: &Spec, max_tokens: usize) -> Self {
+        let a = &spec.attention;
+        let buffer = |cols| backend.buffer(max_tokens, cols);
+        Self {
+            x: buffer(spec.d_model),
+            attn_in: buffer(spec.d_model),
+            mlp_in: buffer(spec.d_model),
+            qkv: buffer(a.qkv_rows()),
+            attended: buffer(a.n_heads * a.head_dim),
+            inner: buffer(spec.mlp.ffn_dim),
+        }
+    }
+
+    /// f32 elements of a batch of `max_tokens`, for an estimate of memory.
+    pub fn elements(spec: &Spec, max_tokens: usize) -> usize {
+        let a = &spec.attention;
+        max_tokens * (3 * spec.d_model + a.qkv_rows() + a.n_heads * a.head_dim + spec.mlp.ffn_dim)
+    }
+}
+
+/// Runs the blocks over `ids`, which stand at positions `first..`, and extends the cache by them.
+///
+/// Afterwards the residual stream holds the batch; [`logits`] turns rows of it into logits.
+///
+/// # Errors
+/// [`SessionError::Cancelled`] when `cancel` is set; it is looked at before every block. The cache then holds nothing new
+/// that counts.
+pub fn forward<B: Backend>(
+    backend: &mut B,
+    model: &Model,
+    acts: &mut Activations<B>,
+    cache: &mut B::Cache,
+    ids: &[u32],
+    first: usize,
+    cancel: &AtomicBool,
+) -> Result<(), SessionError> {
+    let (spec, weights) = (model.spec(), model.weights());
+    let (all, positions) = (0..ids.len(), first..first + ids.len());
+    backend.embed(weights, ids, first, &mut acts.x);
+    for (i, layer) in weights.layers.iter().enumerate() {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(SessionError::Cancelled);
+        }
+        backend.norm(&spec.norm, &layer.attn_norm, &acts.x, all.clone(), &mut acts.attn_in);
+        if spec.residual == Residual::Parallel {
+            backend.norm(&spec.norm, &layer.mlp_norm, &acts.x, all.clone(), &mut acts.mlp_in);
+        }
+        backend.linear(&layer.qkv, &acts.attn_in, all.clone(), Epilogue::Store, &mut acts.qkv);
+        if let Position::Rotary(rotary) = &spec.position {
+            // Queries and keys stand side by side.
+            let heads = spec.attention.n_heads + spec.attention.n_kv_heads;
+            backend.rotate(rotary, &mut acts.qkv, positions.clone(), heads, spec.attention.head_dim);
+        }
+        backend.store(spec, cache, i, &acts.qkv, positions.clone());
+        backend.attend(spec, cache, i, &acts.qkv, positions.clone(), &mut acts.attended);
+        backend.linear(&layer.attn_out, &acts.attended, all.clone(), Epilogue::Add, &mut acts.x);
+        if spec.residual == Residual::Sequential {
+            backend.norm(&spec.norm, &layer.mlp_norm, &acts.x, all.clone(), &mut acts.mlp_in);
+        }
+        let activate = Epilogue::Activate(spec.mlp.activation);
+        backend.linear(&layer.up, &acts.mlp_in, all.clone(), activate, &mut acts.inner);
+        backend.linear(&layer.down, &acts.inner, all.clone(), Epilogue::Add, &mut acts.x);
+    }
+    Ok(())
+}
+
+/// The first rows of `out` become the logits after rows `tokens` of the last batch.
+pub fn logits<B: Backend>(
+    backend: &mut B,
+    spec: &Spec,
+    weights: &Weights,
+    acts: &mut Activations<B>,
+    tokens: Range<usize>,
+    out: &mut B::Buffer,
+) {
+    let n = tokens.len();
+    backend.norm(&spec.norm, &weights.final_norm, &acts.x, tokens, &mut acts.attn_in);
+    backend.linear(&weights.head, &acts.attn_in, 0..n, Epilogue::Store, out);
+}

@@ -1,0 +1,116 @@
+//! Work on one row of activations: normalization, quantization, conversion to f16.
+
+use super::math;
+use crate::kernels::ActBlock;
+use crate::kernels::simd::{LANES, Simd};
+use crate::quant::BLOCK;
+use crate::spec::Activation;
+
+/// `(x - mean) / sqrt(variance + eps) * weight + bias` over the first `n` of `x`; `weight` and `bias` are padded with
+/// zeros to 16, and so is `out`.
+#[inline(always)]
+pub(in crate::kernels) unsafe fn layer_norm<S: Simd>(
+    x: *const f32,
+    n: usize,
+    weight: *const f32,
+    bias: *const f32,
+    eps: f32,
+    out: *mut f32,
+) {
+    // SAFETY: the caller's pointers cover `n` elements (`weight`, `bias` and `out` rounded up to 16); the last, partial
+    // vector of `x` goes through an array.
+    unsafe {
+        let whole = n / LANES * LANES;
+        let tail = |fill: f32| {
+            let mut lanes = [fill; LANES];
+            for (i, lane) in lanes.iter_mut().enumerate().take(n - whole) {
+                *lane = *x.add(whole + i);
+            }
+            S::load(lanes.as_ptr())
+        };
+        let mut sum = S::splat(0.0);
+        for i in (0..whole).step_by(LANES) {
+            sum = S::add(sum, S::load(x.add(i)));
+        }
+        sum = S::add(sum, tail(0.0));
+        let mean = S::sum(sum) / n as f32;
+        let means = S::splat(mean);
+        let mut squares = S::splat(0.0);
+        for i in (0..whole).step_by(LANES) {
+            let d = S::sub(S::load(x.add(i)), means);
+            squares = S::fma(d, d, squares);
+        }
+        let d = S::sub(tail(mean), means);
+        squares = S::fma(d, d, squares);
+        let inverse = S::splat(1.0 / (S::sum(squares) / n as f32 + eps).sqrt());
+        let finish = |i: usize, x: S::F| {
+            let normal = S::mul(S::sub(x, means), inverse);
+            S::store(out.add(i), S::fma(normal, S::load(weight.add(i)), S::load(bias.add(i))));
+        };
+        for i in (0..whole).step_by(LANES) {
+            finish(i, S::load(x.add(i)));
+        }
+        if whole < n {
+            finish(whole, tail(mean));
+        }
+    }
+}
+
+/// Quantizes the first `n` of `x` to 8 bits in blocks of 32; the last block is padded with zeros.
+///
+/// The scale of a block is its largest magnitude over 127. A block with a NaN or an infinity gets a NaN scale, so
+/// damage shows in the logits instead of vanishing in a rounding.
+#[inline(always)]
+pub(in crate::kernels) unsafe fn quantize<S: Simd>(x: *const f32, n: usize, out: *mut ActBlock) {
+    for block in 0..n.div_ceil(BLOCK) {
+        // SAFETY: the caller's `x` covers `n` elements and `out` the blocks of them; a partial block goes through an array.
+        unsafe {
+            let mut padded = [0.0f32; BLOCK];
+            let mut source = x.add(block * BLOCK);
+            if (block + 1) * BLOCK > n {
+                padded[..n - block * BLOCK].copy_from_slice(std::slice::from_raw_parts(source, n - block * BLOCK));
+                source = padded.as_ptr();
+            }
+            let (a, b) = (S::load(source), S::load(source.add(LANES)));
+            let largest = S::largest(S::max(S::abs(a), S::abs(b)));
+            // x - x is 0 for numbers and NaN for the rest, which `largest` may have lost.
+            let zero = S::sum(S::add(S::sub(a, a), S::sub(b, b)));
+            let out = &mut *out.add(block);
+            out.scale = largest / 127.0 + zero;
+            let inverse = S::splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
+            S::store_i8(out.q.as_mut_ptr(), S::round(S::mul(a, inverse)));
+            S::store_i8(out.q.as_mut_ptr().add(LANES), S::round(S::mul(b, inverse)));
+            out.sum = out.q.iter().map(|&q| i32::from(q)).sum();
+        }
+    }
+}
+
+/// Converts `n` values to f16; magnitudes beyond 65504 are clamped, so that a cache never holds infinities.
+#[inline(always)]
+pub(in crate::kernels) unsafe fn to_f16<S: Simd>(x: *const f32, n: usize, out: *mut u16) {
+    // SAFETY: the caller's pointers cover `n` elements; the last, partial vector goes through arrays.
+    unsafe {
+        let convert = |x: *const f32, out: *mut u16| {
+            S::store_f16(out, S::max(S::splat(-65504.0), S::min(S::splat(65504.0), S::load(x))));
+        };
+        let whole = n / LANES * LANES;
+        for i in (0..whole).step_by(LANES) {
+            convert(x.add(i), out.add(i));
+        }
+        if whole < n {
+            let (mut source, mut result) = ([0.0f32; LANES], [0u16; LANES]);
+            source[..n - whole].copy_from_slice(std::slice::from_raw_parts(x.add(whole), n - whole));
+            convert(source.as_ptr(), result.as_mut_ptr());
+            std::slice::from_raw_parts_mut(out.add(whole), n - whole).copy_from_slice(&result[..n - whole]);
+        }
+    }
+}
+
+/// `x[i] = activation(x[i])` for `n` values, a multiple of 16.
+#[inline(always)]
+pub(in crate::kernels) unsafe fn activate<S: Simd>(kind: Activation, x: *mut f32, n: usize) {
+    for i in (0..n).step_by(LANES) {
+        // SAFETY: the caller's pointer covers `n` elements.
+        unsafe { S::store(x.add(i), math::activation::<S>(kind, S::load(x.add(i)))) };
+    }
+}

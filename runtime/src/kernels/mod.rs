@@ -1,0 +1,467 @@
+//! The kernel table: one row of functions per instruction set, chosen once at run time.
+//!
+//! All `unsafe` arithmetic of the crate lives below this module. A row can be reached only through [`supported`], which
+//! asks the processor; so holding a [`Kernels`] proves that its functions may be called. The methods of [`Kernels`]
+//! assert every length before they hand out a pointer.
+//!
+//! To add an instruction set: implement `Simd` in a file of its own, add one `instantiate!` line and one line in
+//! [`supported`]. To add a kernel: write it in `generic`, and add a field and a method here.
+
+mod generic;
+mod scalar;
+mod simd;
+#[cfg(target_arch = "x86_64")]
+mod x86_64 {
+    pub(super) mod avx2;
+    pub(super) mod avx512;
+}
+
+use crate::error::IsaError;
+use crate::quant::{BLOCK, Matrix, PANEL_ROWS, QuantType};
+use crate::spec::{Activation, MAX_HEAD_DIM};
+use crate::threads::BlockMut;
+use std::ops::Range;
+
+pub(crate) use generic::attention::KEYS;
+
+/// 32 activations in 8 bits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(8))]
+pub struct ActBlock {
+    /// What an integer stands for.
+    pub scale: f32,
+    /// Sum of the integers.
+    pub sum: i32,
+    /// Integers in -127..=127.
+    pub q: [i8; BLOCK],
+}
+
+impl ActBlock {
+    /// All zero.
+    pub const ZERO: Self = Self { scale: 0.0, sum: 0, q: [0; BLOCK] };
+}
+
+/// The left operand of a matrix product, `[tokens, cols]`.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// Floats; rows of `stride` elements.
+    Float {
+        /// At least `tokens * stride` elements.
+        x: &'a [f32],
+        /// Elements from one token to the next.
+        stride: usize,
+    },
+    /// 8-bit blocks; rows of `cols.div_ceil(32)` blocks.
+    Int(&'a [ActBlock]),
+}
+
+/// What happens to a product before it is written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Epilogue {
+    /// It replaces the output.
+    Store,
+    /// It is added to the output.
+    Add,
+    /// Its activation replaces the output.
+    Activate(Activation),
+}
+
+/// [`Input`] as the kernels see it.
+#[derive(Clone, Copy)]
+enum Activations {
+    Float { x: *const f32, stride: usize },
+    Int { x: *const ActBlock, stride: usize },
+}
+
+/// `out[t][row] = epilogue(sum over cols of w[row][col] * x[t][col] + bias[row])` for some panels of a matrix.
+struct GemmArgs<'a> {
+    /// The first of `n_panels` panels, `panel_bytes` apart.
+    panels: *const u8,
+    panel_bytes: usize,
+    n_panels: usize,
+    cols: usize,
+    x: Activations,
+    n_tokens: usize,
+    /// 16 values for each panel.
+    bias: Option<&'a [f32]>,
+    /// 16 rows of the first panel for token 0; `out_stride` elements to the next token.
+    out: *mut f32,
+    out_stride: usize,
+    epilogue: Epilogue,
+}
+
+/// Queries `0..n_queries` of one head at positions `first_position..`, over one key-value head's cache.
+struct AttentionArgs {
+    /// `[n_queries][head_dim]`, `q_stride` apart.
+    q: *const f32,
+    q_stride: usize,
+    n_queries: usize,
+    first_position: usize,
+    scale: f32,
+    head_dim: usize,
+    /// f16 `[positions / 16][head_dim][16]`.
+    k: *const u16,
+    /// f16 `[positions][v_stride]`, each padded to 16 elements.
+    v: *const u16,
+    v_stride: usize,
+    /// `[n_queries][head_dim]`, `out_stride` apart.
+    out: *mut f32,
+    out_stride: usize,
+}
+
+type GemmFn = unsafe fn(&GemmArgs);
+
+/// The functions of one instruction set.
+struct Row {
+    /// Matrix products by quant type: for one token, and for many.
+    f32: [GemmFn; 2],
+    f16: [GemmFn; 2],
+    q8: [GemmFn; 2],
+    q4: [GemmFn; 2],
+    attention: unsafe fn(&AttentionArgs),
+    layer_norm: unsafe fn(*const f32, usize, *const f32, *const f32, f32, *mut f32),
+    quantize: unsafe fn(*const f32, usize, *mut ActBlock),
+    to_f16: unsafe fn(*const f32, usize, *mut u16),
+    activate: unsafe fn(Activation, *mut f32, usize),
+    /// Matrix products so far, counted by the functions themselves: tests see that a forced row really ran.
+    #[cfg(debug_assertions)]
+    products: &'static std::sync::atomic::AtomicUsize,
+}
+
+/// Makes the row of an instruction set: each generic kernel inside a function that enables the features.
+///
+/// The numbers are tile sizes, chosen for the registers there are: panels x tokens of integer and of float products;
+/// queries, key tiles and value vectors of attention.
+macro_rules! instantiate {
+    ($module:ident, $simd:ty, $(#[$feature:meta])*
+     int $ip:literal x $it:literal, float $fp:literal x $ft:literal, attention $q:literal $k:literal $v:literal) => {
+        #[expect(clippy::undocumented_unsafe_blocks, reason = "features are enabled here, pointers the caller's promise")]
+        mod $module {
+            use super::generic::{attention, gemm_float, gemm_int, rows};
+            use super::{ActBlock, AttentionArgs, GemmArgs, Row};
+            use crate::spec::Activation;
+
+            type S = $simd;
+            type Q4 = gemm_int::Q4<<S as super::simd::Simd>::T>;
+
+            #[cfg(debug_assertions)]
+            static PRODUCTS: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+
+            fn count() {
+                #[cfg(debug_assertions)]
+                PRODUCTS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+
+            $(#[$feature])*
+            unsafe fn f32_one(args: &GemmArgs) {
+                count();
+                unsafe { gemm_float::gemm::<S, gemm_float::F32, 4, 1>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn f32_many(args: &GemmArgs) {
+                count();
+                unsafe { gemm_float::gemm::<S, gemm_float::F32, $fp, $ft>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn f16_one(args: &GemmArgs) {
+                count();
+                unsafe { gemm_float::gemm::<S, gemm_float::F16, 4, 1>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn f16_many(args: &GemmArgs) {
+                count();
+                unsafe { gemm_float::gemm::<S, gemm_float::F16, $fp, $ft>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn q8_one(args: &GemmArgs) {
+                count();
+                unsafe { gemm_int::gemv::<S, gemm_int::Q8>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn q8_many(args: &GemmArgs) {
+                count();
+                unsafe { gemm_int::gemm::<S, gemm_int::Q8, $ip, $it>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn q4_one(args: &GemmArgs) {
+                count();
+                unsafe { gemm_int::gemv::<S, Q4>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn q4_many(args: &GemmArgs) {
+                count();
+                unsafe { gemm_int::gemm::<S, Q4, $ip, $it>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn attend(args: &AttentionArgs) {
+                unsafe { attention::attention::<S, $q, $k, $v>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn layer_norm(x: *const f32, n: usize, w: *const f32, b: *const f32, eps: f32, out: *mut f32) {
+                unsafe { rows::layer_norm::<S>(x, n, w, b, eps, out) }
+            }
+            $(#[$feature])*
+            unsafe fn quantize(x: *const f32, n: usize, out: *mut ActBlock) {
+                unsafe { rows::quantize::<S>(x, n, out) }
+            }
+            $(#[$feature])*
+            unsafe fn to_f16(x: *const f32, n: usize, out: *mut u16) {
+                unsafe { rows::to_f16::<S>(x, n, out) }
+            }
+            $(#[$feature])*
+            unsafe fn activate(kind: Activation, x: *mut f32, n: usize) {
+                unsafe { rows::activate::<S>(kind, x, n) }
+            }
+
+            pub(super) static ROW: Row = Row {
+                f32: [f32_one, f32_many],
+                f16: [f16_one, f16_many],
+                q8: [q8_one, q8_many],
+                q4: [q4_one, q4_many],
+                attention: attend,
+                layer_norm,
+                quantize,
+                to_f16,
+                activate,
+                #[cfg(debug_assertions)]
+                products: &PRODUCTS,
+            };
+        }
+    };
+}
+
+instantiate!(scalar_row, crate::kernels::scalar::Scalar, int 1 x 1, float 1 x 1, attention 1 1 1);
+#[cfg(target_arch = "x86_64")]
+instantiate!(avx2_row, crate::kernels::x86_64::avx2::Avx2,
+    #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
+    int 1 x 3, float 1 x 6, attention 4 1 1);
+#[cfg(target_arch = "x86_64")]
+instantiate!(avx512_row, crate::kernels::x86_64::avx512::Avx512,
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
+    int 2 x 6, float 2 x 8, attention 6 4 4);
+
+/// An instruction set that this processor runs.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    name: &'static str,
+    row: &'static Row,
+}
+
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Kernels({})", self.name)
+    }
+}
+
+/// The instruction sets that this processor runs, best first; `scalar` is always the last.
+pub fn supported() -> Vec<Kernels> {
+    let mut list = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("lzcnt")
+            && is_x86_feature_detected!("popcnt");
+        let avx512 = avx2
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vnni");
+        if avx512 {
+            list.push(Kernels { name: "avx512", row: &avx512_row::ROW });
+        }
+        if avx2 {
+            list.push(Kernels { name: "avx2", row: &avx2_row::ROW });
+        }
+    }
+    list.push(Kernels { name: "scalar", row: &scalar_row::ROW });
+    list
+}
+
+/// The best supported instruction set, or the one that `TIDBIT_ISA` names.
+///
+/// # Errors
+/// When `TIDBIT_ISA` names none of them.
+pub fn active() -> Result<Kernels, IsaError> {
+    choose(std::env::var_os("TIDBIT_ISA").as_deref())
+}
+
+fn choose(asked: Option<&std::ffi::OsStr>) -> Result<Kernels, IsaError> {
+    let list = supported();
+    let found = match asked {
+        None => list.first(),
+        Some(name) => list.iter().find(|k| name == k.name),
+    };
+    found.copied().ok_or_else(|| IsaError {
+        asked: asked.unwrap_or_default().to_string_lossy().into_owned(),
+        supported: list.iter().map(|k| k.name).collect::<Vec<_>>().join(", "),
+    })
+}
+
+impl Kernels {
+    /// The name that `TIDBIT_ISA` takes.
+    pub fn name(self) -> &'static str {
+        self.name
+    }
+
+    /// Matrix products that this row's own functions have run so far, in this process.
+    #[cfg(debug_assertions)]
+    pub fn products_so_far(self) -> usize {
+        self.row.products.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// `out[t][row] = epilogue(w[row] . x[t] + bias[row])` for the rows of some panels of `w`.
+    ///
+    /// `out` is `[tokens, 16 * panels.len()]`; rows beyond the matrix are written too. `bias` is the whole matrix's,
+    /// padded to 16.
+    ///
+    /// # Panics
+    /// When lengths do not fit together, or the input's kind is not the one `w`'s type takes.
+    pub fn gemm(
+        self,
+        w: &Matrix,
+        panels: Range<usize>,
+        x: Input<'_>,
+        bias: Option<&[f32]>,
+        epilogue: Epilogue,
+        out: &mut BlockMut<'_, f32>,
+    ) {
+        let n_tokens = out.n_rows();
+        assert!(panels.start <= panels.end && panels.end <= w.n_panels(), "panels {panels:?} of {}", w.n_panels());
+        assert_eq!(out.n_cols(), panels.len() * PANEL_ROWS, "columns of the output");
+        if n_tokens == 0 || panels.is_empty() {
+            return;
+        }
+        let bias = bias.map(|b| {
+            assert_eq!(b.len(), w.n_panels() * PANEL_ROWS, "length of the bias");
+            &b[panels.start * PANEL_ROWS..]
+        });
+        let x = match (x, w.quant().is_integer()) {
+            (Input::Float { x, stride }, false) => {
+                assert!(stride >= w.cols() && x.len() >= (n_tokens - 1) * stride + w.cols(), "length of the input");
+                Activations::Float { x: x.as_ptr(), stride }
+            }
+            (Input::Int(x), true) => {
+                let stride = w.cols().div_ceil(BLOCK);
+                assert!(x.len() >= n_tokens * stride, "length of the input");
+                Activations::Int { x: x.as_ptr(), stride }
+            }
+            _ => panic!("{} weights take another kind of input", w.quant()),
+        };
+        let args = GemmArgs {
+            panels: w.bytes()[panels.start * w.panel_bytes()..].as_ptr(),
+            panel_bytes: w.panel_bytes(),
+            n_panels: panels.len(),
+            cols: w.cols(),
+            x,
+            n_tokens,
+            bias,
+            out_stride: out.stride(),
+            out: out.as_mut_ptr(),
+            epilogue,
+        };
+        let functions = match w.quant() {
+            QuantType::F32 => &self.row.f32,
+            QuantType::F16 => &self.row.f16,
+            QuantType::Q8 => &self.row.q8,
+            QuantType::Q4 => &self.row.q4,
+        };
+        // SAFETY: `self` proves the features. `Matrix` has `panel_bytes` for each of its panels, laid out for its type
+        // and columns; the other lengths were asserted above.
+        unsafe { functions[usize::from(n_tokens > 1)](&args) }
+    }
+
+    /// Layer normalization of one row: `(x - mean) / sqrt(variance + eps) * weight + bias`.
+    ///
+    /// `weight`, `bias` and `out` are padded to 16; the padding of `out` becomes that of `bias`.
+    ///
+    /// # Panics
+    /// When lengths do not fit together.
+    pub fn layer_norm(self, x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+        let padded = x.len().next_multiple_of(PANEL_ROWS);
+        assert!(weight.len() == padded && bias.len() == padded && out.len() >= padded, "a row of {} values", x.len());
+        // SAFETY: `self` proves the features; lengths asserted.
+        unsafe {
+            (self.row.layer_norm)(x.as_ptr(), x.len(), weight.as_ptr(), bias.as_ptr(), eps, out.as_mut_ptr());
+        }
+    }
+
+    /// Quantizes one row to 8 bits, the last block padded with zeros.
+    ///
+    /// # Panics
+    /// When `out` has not `x.len().div_ceil(32)` blocks.
+    pub fn quantize(self, x: &[f32], out: &mut [ActBlock]) {
+        assert_eq!(out.len(), x.len().div_ceil(BLOCK), "blocks of {} values", x.len());
+        // SAFETY: `self` proves the features; lengths asserted.
+        unsafe { (self.row.quantize)(x.as_ptr(), x.len(), out.as_mut_ptr()) }
+    }
+
+    /// Converts to f16 bits, clamping to ±65504.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn to_f16(self, x: &[f32], out: &mut [u16]) {
+        assert_eq!(x.len(), out.len(), "as many halves as floats");
+        // SAFETY: `self` proves the features; lengths asserted.
+        unsafe { (self.row.to_f16)(x.as_ptr(), x.len(), out.as_mut_ptr()) }
+    }
+
+    /// Applies an activation function in place.
+    ///
+    /// # Panics
+    /// When the length is not a multiple of 16.
+    pub fn activate(self, kind: Activation, x: &mut [f32]) {
+        assert!(x.len().is_multiple_of(PANEL_ROWS), "{} values", x.len());
+        // SAFETY: `self` proves the features; length asserted.
+        unsafe { (self.row.activate)(kind, x.as_mut_ptr(), x.len()) }
+    }
+
+    /// Causal attention of one head: `out[i] = sum over j <= position of softmax(scale * q[i] . k[j]) v[j]`.
+    ///
+    /// `q` holds the queries of tokens at `first_position..`, one for each row of `out`, `q_stride` apart; `k` is
+    /// `[positions / 16][head_dim][16]` and `v` `[positions][head_dim padded to 16]`, both f16, positions padded to
+    /// [`KEYS`].
+    ///
+    /// # Panics
+    /// When lengths do not fit together.
+    pub(crate) fn attention(
+        self,
+        (q, q_stride): (&[f32], usize),
+        first_position: usize,
+        scale: f32,
+        (k, v): (&[u16], &[u16]),
+        out: &mut BlockMut<'_, f32>,
+    ) {
+        let (n_queries, head_dim) = (out.n_rows(), out.n_cols());
+        if n_queries == 0 {
+            return;
+        }
+        let positions = (first_position + n_queries).next_multiple_of(KEYS);
+        let v_stride = head_dim.next_multiple_of(PANEL_ROWS);
+        assert!(head_dim <= MAX_HEAD_DIM, "a head of {head_dim}");
+        assert!(q.len() >= (n_queries - 1) * q_stride + head_dim, "length of the queries");
+        assert!(k.len() >= positions * head_dim && v.len() >= positions * v_stride, "length of the cache");
+        let args = AttentionArgs {
+            q: q.as_ptr(),
+            q_stride,
+            n_queries,
+            first_position,
+            scale,
+            head_dim,
+            k: k.as_ptr(),
+            v: v.as_ptr(),
+            v_stride,
+            out_stride: out.stride(),
+            out: out.as_mut_ptr(),
+        };
+        // SAFETY: `self` proves the features; lengths asserted.
+        unsafe { (self.row.attention)(&args) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

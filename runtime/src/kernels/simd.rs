@@ -1,0 +1,111 @@
+//! Sixteen lanes, whatever the processor calls them.
+//!
+//! Every kernel is written once, over this trait, and instantiated for each instruction set in a function that
+//! enables its features. An instruction set is one implementation of [`Simd`]: sixteen f32 lanes, sixteen i32 lanes,
+//! and 64 bytes of 8-bit weights (16 rows x 4 columns).
+//!
+//! All float operations are IEEE operations in a fixed order, `fma` is fused everywhere, and integer sums are exact.
+//! Two instruction sets therefore give the same bits, which the tests check.
+
+use std::array::from_fn;
+
+/// Lanes of a float vector.
+pub(crate) const LANES: usize = 16;
+
+/// One instruction set.
+///
+/// # Safety
+/// All methods may be called only where the instruction set's features are known to be present. Pointers need
+/// no alignment; they must be valid for the 16 elements (or 64, 16 or 4 bytes) that the method's name implies.
+pub(crate) trait Simd: Copy {
+    /// 16 f32 lanes.
+    type F: Copy;
+    /// 16 i32 lanes.
+    type I: Copy;
+    /// 64 bytes of weights: 16 rows x 4 columns.
+    type B: Copy;
+    /// A table of 16 signed bytes.
+    type T: Copy;
+
+    /// What [`load_i8`](Self::load_i8) adds to every weight: its dot products are larger by this times the sum of
+    /// the activations.
+    const I8_OFFSET: i32;
+    /// The same for table entries.
+    const CODE_OFFSET: i32;
+
+    unsafe fn splat(v: f32) -> Self::F;
+    unsafe fn load(p: *const f32) -> Self::F;
+    unsafe fn store(p: *mut f32, v: Self::F);
+    unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// Rounds to nearest even.
+    unsafe fn store_f16(p: *mut u16, v: Self::F);
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a > b ? a : b`: `b` when either is NaN.
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// `a < b ? a : b`: `b` when either is NaN.
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn abs(a: Self::F) -> Self::F;
+    /// `a < b ? x : y`, lane by lane.
+    unsafe fn select_lt(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+    /// To the nearest whole number, ties to even.
+    unsafe fn round(a: Self::F) -> Self::F;
+    /// `2^n` for whole `n` in -126..=127.
+    unsafe fn pow2(n: Self::F) -> Self::F;
+    /// Stores whole values in -128..=127 as bytes.
+    unsafe fn store_i8(p: *mut i8, v: Self::F);
+
+    unsafe fn splat_i(v: i32) -> Self::I;
+    unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn to_f(v: Self::I) -> Self::F;
+
+    unsafe fn table(entries: &[i8; 16]) -> Self::T;
+    /// 64 signed weights, in the form that [`dot_i8`](Self::dot_i8) takes.
+    unsafe fn load_i8(p: *const u8) -> Self::B;
+    /// 64 bytes of two indices each: the low nibbles' table entries and the high nibbles', in the form that
+    /// [`dot_code`](Self::dot_code) takes.
+    unsafe fn load_codes(p: *const u8, table: Self::T) -> (Self::B, Self::B);
+    unsafe fn load_bytes(p: *const u8) -> Self::B;
+    unsafe fn store_bytes(p: *mut u8, v: Self::B);
+    /// `acc[row] + sum over 4 columns of w[row][col] * x[col]`, `x` in -127..=127.
+    unsafe fn dot_i8(acc: Self::I, w: Self::B, x: *const i8) -> Self::I;
+    /// The same for table entries.
+    unsafe fn dot_code(acc: Self::I, w: Self::B, x: *const i8) -> Self::I;
+
+    /// Asks for the cache line at `p`, which need not be valid.
+    unsafe fn prefetch(p: *const u8);
+
+    /// The 16 lanes as an array.
+    #[inline(always)]
+    unsafe fn to_array(v: Self::F) -> [f32; LANES] {
+        let mut out = [0.0; LANES];
+        // SAFETY: `out` holds 16 values; the features are the caller's promise.
+        unsafe { Self::store(out.as_mut_ptr(), v) };
+        out
+    }
+
+    /// Sum of the lanes in one fixed order: halves are added until one is left.
+    #[inline(always)]
+    unsafe fn sum(v: Self::F) -> f32 {
+        // SAFETY: the features are the caller's promise.
+        let a = unsafe { Self::to_array(v) };
+        let b: [f32; 8] = from_fn(|i| a[i] + a[i + 8]);
+        let c: [f32; 4] = from_fn(|i| b[i] + b[i + 4]);
+        (c[0] + c[2]) + (c[1] + c[3])
+    }
+
+    /// Largest lane (of numbers; the order does not matter).
+    #[inline(always)]
+    unsafe fn largest(v: Self::F) -> f32 {
+        // SAFETY: the features are the caller's promise.
+        let a = unsafe { Self::to_array(v) };
+        let larger = |x: f32, y: f32| if x > y { x } else { y };
+        let b: [f32; 8] = from_fn(|i| larger(a[i], a[i + 8]));
+        let c: [f32; 4] = from_fn(|i| larger(b[i], b[i + 4]));
+        larger(larger(c[0], c[2]), larger(c[1], c[3]))
+    }
+}

@@ -1,0 +1,269 @@
+//! Every instruction set against the scalar one, bit for bit; the scalar one against plain arithmetic in f64.
+
+use super::*;
+use crate::threads::Pool;
+use proptest::prelude::*;
+
+/// Deterministic values in -1..1 with a few large ones.
+fn values(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    (0..n)
+        .map(|i| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let v = (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+            if (i as u64).wrapping_add(seed).is_multiple_of(61) { v * 30.0 } else { v }
+        })
+        .collect()
+}
+
+fn all() -> Vec<Kernels> {
+    let list = supported();
+    assert_eq!(list.last().unwrap().name(), "scalar");
+    list
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+/// Runs a product of all panels; the output starts as `start`.
+fn product(
+    k: Kernels,
+    w: &Matrix,
+    x: &[f32],
+    tokens: usize,
+    bias: Option<&[f32]>,
+    epilogue: Epilogue,
+    start: f32,
+) -> Vec<f32> {
+    let width = w.n_panels() * PANEL_ROWS;
+    let mut out = vec![start; tokens * width];
+    let blocks: Vec<ActBlock> = x
+        .chunks(w.cols())
+        .flat_map(|row| {
+            let mut blocks = vec![ActBlock::ZERO; w.cols().div_ceil(BLOCK)];
+            k.quantize(row, &mut blocks);
+            blocks
+        })
+        .collect();
+    let input = if w.quant().is_integer() { Input::Int(&blocks) } else { Input::Float { x, stride: w.cols() } };
+    // One block: all rows, all columns.
+    Pool::new(1).unwrap().run_blocks(&mut out, width, tokens, width, &|_, _, mut block| {
+        k.gemm(w, 0..w.n_panels(), input, bias, epilogue, &mut block);
+    });
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn products_have_the_same_bits_on_every_isa(rows in 1usize..70, cols in 1usize..300, tokens in 1usize..16, seed: u64) {
+        for quant in QuantType::ALL {
+            let w = Matrix::encode(quant, rows, cols, &values(rows * cols, seed)).unwrap();
+            let x = values(tokens * cols, seed ^ 1);
+            let bias = values(w.n_panels() * PANEL_ROWS, seed ^ 2);
+            let expected = product(*all().last().unwrap(), &w, &x, tokens, Some(&bias), Epilogue::Store, 0.0);
+            for k in all() {
+                let found = product(k, &w, &x, tokens, Some(&bias), Epilogue::Store, 0.0);
+                prop_assert_eq!(bits(&found), bits(&expected), "{} {}", k.name(), quant);
+                // Alone or with others: the same.
+                let last = product(k, &w, &x[(tokens - 1) * cols..], 1, Some(&bias), Epilogue::Store, 0.0);
+                prop_assert_eq!(bits(&last), bits(&expected[(tokens - 1) * w.n_panels() * PANEL_ROWS..]), "{} {} alone", k.name(), quant);
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_right(rows in 1usize..40, cols in 1usize..200, tokens in 1usize..4, seed: u64) {
+        for quant in QuantType::ALL {
+            let w = Matrix::encode(quant, rows, cols, &values(rows * cols, seed)).unwrap();
+            let x = values(tokens * cols, seed ^ 1);
+            let found = product(*all().last().unwrap(), &w, &x, tokens, None, Epilogue::Store, 0.0);
+            let mut row = vec![0.0; cols];
+            for r in 0..rows {
+                w.decode_row(r, &mut row);
+                for t in 0..tokens {
+                    let x = &x[t * cols..][..cols];
+                    let exact: f64 = row.iter().zip(x).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+                    // 8-bit activations: each is off by at most half a step of its block.
+                    let step: f64 = if quant.is_integer() {
+                        row.chunks(BLOCK).zip(x.chunks(BLOCK)).map(|(w, x)| {
+                            let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+                            w.iter().map(|v| f64::from(v.abs())).sum::<f64>() * f64::from(largest) / 127.0 * 0.51
+                        }).sum()
+                    } else { 0.0 };
+                    let magnitude: f64 = row.iter().zip(x).map(|(&a, &b)| f64::from((a * b).abs())).sum();
+                    let error = (f64::from(found[t * w.n_panels() * PANEL_ROWS + r]) - exact).abs();
+                    prop_assert!(error <= step + magnitude * 2e-6, "{quant} row {r}: {error}, allowed {step}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_have_the_same_bits_on_every_isa(n in 1usize..200, seed: u64, exponent in -20i32..20) {
+        let x: Vec<f32> = values(n, seed).iter().map(|v| v * 2f32.powi(exponent)).collect();
+        let padded = n.next_multiple_of(PANEL_ROWS);
+        let (mut weight, mut bias) = (values(padded, seed ^ 1), values(padded, seed ^ 2));
+        weight[n..].fill(0.0);
+        bias[n..].fill(0.0);
+        let run = |k: Kernels| {
+            let mut norm = vec![7.0; padded];
+            k.layer_norm(&x, &weight, &bias, 1e-5, &mut norm);
+            let mut blocks = vec![ActBlock::ZERO; n.div_ceil(BLOCK)];
+            k.quantize(&x, &mut blocks);
+            let mut halves = vec![0; padded];
+            k.to_f16(&norm, &mut halves);
+            let mut activated = Vec::new();
+            for kind in Activation::ALL {
+                let mut y = norm.clone();
+                k.activate(kind, &mut y);
+                activated.extend(bits(&y));
+            }
+            (bits(&norm), blocks, halves, activated)
+        };
+        let expected = run(*all().last().unwrap());
+        for k in all() {
+            prop_assert_eq!(run(k), expected.clone(), "{}", k.name());
+        }
+    }
+
+    #[test]
+    fn attention_has_the_same_bits_on_every_isa_and_for_any_grouping(
+        head_dim in 1usize..80, first in 0usize..150, n in 1usize..20, seed: u64
+    ) {
+        let expected = attend(*all().last().unwrap(), head_dim, first, n, seed, n);
+        for k in all() {
+            for together in [1, 2, n] {
+                let found = attend(k, head_dim, first, n, seed, together);
+                prop_assert_eq!(bits(&found), bits(&expected), "{} {} at a time", k.name(), together);
+            }
+        }
+    }
+}
+
+/// Attention of `n` queries from position `first`, `together` at a time.
+fn attend(kernels: Kernels, head_dim: usize, first: usize, n: usize, seed: u64, together: usize) -> Vec<f32> {
+    let positions = (first + n).next_multiple_of(KEYS);
+    let v_stride = head_dim.next_multiple_of(PANEL_ROWS);
+    let half = |x: Vec<f32>| x.iter().map(|&v| half::f16::from_f32(v).to_bits()).collect::<Vec<_>>();
+    let k = half(values(positions * head_dim, seed));
+    let v = half(values(positions * v_stride, seed ^ 1));
+    let q = values(n * head_dim, seed ^ 2);
+    let mut out = vec![0.0; n * head_dim];
+    Pool::new(1).unwrap().run_blocks(&mut out, head_dim, together, head_dim, &|rows, _, mut block| {
+        kernels.attention((&q[rows.start * head_dim..], head_dim), first + rows.start, 0.3, (&k, &v), &mut block);
+    });
+    out
+}
+
+#[test]
+fn attention_is_right() {
+    let (head_dim, first, n, seed) = (20, 100, 3, 5);
+    let found = attend(*all().last().unwrap(), head_dim, first, n, seed, n);
+    let positions = (first + n).next_multiple_of(KEYS);
+    let round = |x: Vec<f32>| x.iter().map(|&v| f64::from(half::f16::from_f32(v).to_f32())).collect::<Vec<_>>();
+    let k = round(values(positions * head_dim, seed));
+    let v = round(values(positions * 32, seed ^ 1));
+    let q = values(n * head_dim, seed ^ 2);
+    for i in 0..n {
+        let score = |j: usize| {
+            (0..head_dim)
+                .map(|d| f64::from(q[i * head_dim + d]) * k[(j / 16 * head_dim + d) * 16 + j % 16])
+                .sum::<f64>()
+                * 0.3
+        };
+        let weights: Vec<f64> = (0..=first + i).map(|j| score(j).exp()).collect();
+        for d in 0..head_dim {
+            let exact =
+                weights.iter().enumerate().map(|(j, w)| w * v[j * 32 + d]).sum::<f64>() / weights.iter().sum::<f64>();
+            let error = (f64::from(found[i * head_dim + d]) - exact).abs();
+            assert!(error < 3e-5, "query {i} dimension {d}: off by {error}");
+        }
+    }
+}
+
+#[test]
+fn activations_are_right() {
+    let x: Vec<f32> = (-1600..1600).map(|i| i as f32 / 100.0).collect();
+    for kind in Activation::ALL {
+        let mut y = x.clone();
+        all()[0].activate(kind, &mut y);
+        for (&x, &y) in x.iter().zip(&y) {
+            let x = f64::from(x);
+            let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+            let exact = match kind {
+                Activation::Relu => x.max(0.0),
+                Activation::ReluSquared => x.max(0.0).powi(2),
+                Activation::GeluErf => 0.5 * x * libm::erfc(-x / std::f64::consts::SQRT_2),
+                Activation::GeluTanh => {
+                    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh())
+                }
+                Activation::GeluQuick => x * sigmoid(1.702 * x),
+                Activation::Silu => x * sigmoid(x),
+                Activation::Tanh => x.tanh(),
+            };
+            let error = (f64::from(y) - exact).abs();
+            assert!(error <= 4e-7 * exact.abs().max(x.abs()).max(1.0), "{kind:?}({x}) is {y}, exactly {exact}");
+        }
+    }
+}
+
+#[test]
+fn epilogues_add_and_activate() {
+    for quant in QuantType::ALL {
+        let w = Matrix::encode(quant, 20, 50, &values(1000, 1)).unwrap();
+        for k in all() {
+            for tokens in [1, 9] {
+                let x = values(tokens * 50, 2);
+                let plain = product(k, &w, &x, tokens, None, Epilogue::Store, 5.0);
+                let added = product(k, &w, &x, tokens, None, Epilogue::Add, 5.0);
+                let relu = product(k, &w, &x, tokens, None, Epilogue::Activate(Activation::Relu), 5.0);
+                for i in 0..plain.len() {
+                    assert_eq!(added[i].to_bits(), (plain[i] + 5.0).to_bits(), "{quant} {}", k.name());
+                    assert_eq!(relu[i], plain[i].max(0.0), "{quant} {}", k.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_activations_neither_overflow_nor_vanish() {
+    for quant in [QuantType::Q8, QuantType::Q4] {
+        let w = Matrix::encode(quant, 16, 64, &[1.0; 1024]).unwrap();
+        for k in all() {
+            for (value, expected) in [(1e30f32, 64e30), (-1e-30, -64e-30), (0.0, 0.0)] {
+                for tokens in [1, 8] {
+                    let out = product(k, &w, &vec![value; 64 * tokens], tokens, None, Epilogue::Store, 0.0);
+                    assert!(
+                        out.iter().all(|v| (v - expected).abs() <= expected.abs() * 0.02),
+                        "{quant} {} {value}",
+                        k.name()
+                    );
+                }
+            }
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut x = vec![1.0; 64];
+                x[40] = bad;
+                let out = product(k, &w, &x, 1, None, Epilogue::Store, 0.0);
+                assert!(out.iter().all(|v| !v.is_finite()), "{quant} {}: {bad} must show", k.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_forced_isa_is_the_one_that_runs() {
+    let w = Matrix::encode(QuantType::Q4, 16, 32, &values(512, 1)).unwrap();
+    for k in all() {
+        let chosen = choose(Some(k.name().as_ref())).unwrap();
+        assert_eq!(chosen.name(), k.name());
+        let before = chosen.products_so_far();
+        product(chosen, &w, &values(32, 2), 1, None, Epilogue::Store, 0.0);
+        assert!(chosen.products_so_far() > before, "{} did not run", k.name());
+    }
+    let error = choose(Some("mmx".as_ref())).unwrap_err().to_string();
+    assert!(error.starts_with("TIDBIT_ISA is \"mmx\", this processor runs: ") && error.ends_with("scalar"), "{error}");
+}

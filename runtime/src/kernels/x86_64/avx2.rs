@@ -1,0 +1,181 @@
+//! AVX2 with FMA and F16C (Haswell, Zen and later): 16 lanes are two registers.
+//!
+//! `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs into 16 bits with saturation. Signed weights go
+//! in as magnitudes, their signs moved to the activations (at most 2 * 127 * 127 = 32258); table entries, all
+//! within ±63, go in raised by 64 (at most 2 * 127 * 127 as well). Nothing saturates, so sums are exact.
+
+use crate::kernels::simd::Simd;
+#[allow(clippy::wildcard_imports, reason = "a hundred intrinsics")]
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+
+/// Applies `f` to both halves.
+#[inline(always)]
+fn both<A: Copy, B: Copy, R>(a: [A; 2], b: [B; 2], f: impl Fn(A, B) -> R) -> [R; 2] {
+    [f(a[0], b[0]), f(a[1], b[1])]
+}
+
+// SAFETY comments below are shared: the trait's contract gives the features and the pointers' validity; all loads and
+// stores are unaligned forms.
+#[expect(clippy::undocumented_unsafe_blocks, reason = "one contract for all of them, stated above")]
+impl Simd for Avx2 {
+    type F = [__m256; 2];
+    type I = [__m256i; 2];
+    type B = [__m256i; 2];
+    type T = __m256i;
+    const I8_OFFSET: i32 = 0;
+    const CODE_OFFSET: i32 = 64;
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> Self::F {
+        unsafe { [_mm256_set1_ps(v); 2] }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Self::F) {
+        unsafe {
+            _mm256_storeu_ps(p, v[0]);
+            _mm256_storeu_ps(p.add(8), v[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self::F {
+        unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))] }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, v: Self::F) {
+        unsafe {
+            _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[0]));
+            _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[1]));
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        both(a, b, |a, b| unsafe { _mm256_add_ps(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        both(a, b, |a, b| unsafe { _mm256_sub_ps(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        both(a, b, |a, b| unsafe { _mm256_mul_ps(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        both(a, b, |a, b| unsafe { _mm256_div_ps(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        both(a, b, |a, b| unsafe { _mm256_max_ps(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        both(a, b, |a, b| unsafe { _mm256_min_ps(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn abs(a: Self::F) -> Self::F {
+        both(a, a, |a, _| unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) })
+    }
+    #[inline(always)]
+    unsafe fn select_lt(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
+        let less = both(a, b, |a, b| unsafe { _mm256_cmp_ps::<_CMP_LT_OQ>(a, b) });
+        unsafe { [_mm256_blendv_ps(y[0], x[0], less[0]), _mm256_blendv_ps(y[1], x[1], less[1])] }
+    }
+    #[inline(always)]
+    unsafe fn round(a: Self::F) -> Self::F {
+        both(a, a, |a, _| unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) })
+    }
+    #[inline(always)]
+    unsafe fn pow2(n: Self::F) -> Self::F {
+        both(n, n, |n, _| unsafe {
+            let biased = _mm256_add_epi32(_mm256_cvttps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+        })
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, v: Self::F) {
+        unsafe {
+            let words = _mm256_packs_epi32(_mm256_cvttps_epi32(v[0]), _mm256_cvttps_epi32(v[1]));
+            // Packing works within 128-bit lanes: put the quarters back in order.
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(p.cast(), bytes);
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_i(v: i32) -> Self::I {
+        unsafe { [_mm256_set1_epi32(v); 2] }
+    }
+    #[inline(always)]
+    unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I {
+        both(a, b, |a, b| unsafe { _mm256_add_epi32(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn to_f(v: Self::I) -> Self::F {
+        both(v, v, |v, _| unsafe { _mm256_cvtepi32_ps(v) })
+    }
+    #[inline(always)]
+    unsafe fn table(entries: &[i8; 16]) -> Self::T {
+        unsafe {
+            let signed = _mm_loadu_si128(entries.as_ptr().cast());
+            _mm256_broadcastsi128_si256(_mm_add_epi8(signed, _mm_set1_epi8(64)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> Self::B {
+        unsafe { Self::load_bytes(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_codes(p: *const u8, table: Self::T) -> (Self::B, Self::B) {
+        unsafe {
+            let (bytes, low) = (Self::load_bytes(p), _mm256_set1_epi8(15));
+            let entry = |index| _mm256_shuffle_epi8(table, _mm256_and_si256(index, low));
+            (both(bytes, bytes, |b, _| entry(b)), both(bytes, bytes, |b, _| entry(_mm256_srli_epi16::<4>(b))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> Self::B {
+        unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())] }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, v: Self::B) {
+        unsafe {
+            _mm256_storeu_si256(p.cast(), v[0]);
+            _mm256_storeu_si256(p.add(32).cast(), v[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_i8(acc: Self::I, w: Self::B, x: *const i8) -> Self::I {
+        unsafe {
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            both(acc, w, |acc, w| {
+                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+                _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_code(acc: Self::I, w: Self::B, x: *const i8) -> Self::I {
+        unsafe {
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            both(acc, w, |acc, w| {
+                let pairs = _mm256_maddubs_epi16(w, x);
+                _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+}

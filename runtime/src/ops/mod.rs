@@ -1,0 +1,69 @@
+//! Safe, shape-asserting operations on activations: a kernel, spread over the pool.
+//!
+//! Activations are row-major, one row per token, in [`Buffer`]s whose rows are padded to 16 elements.
+
+mod attention;
+mod embed;
+mod matmul;
+mod norm;
+mod rotary;
+
+pub use attention::attention;
+pub use embed::embed;
+pub use matmul::{MatmulScratch, matmul};
+pub use norm::layer_norm;
+pub use rotary::Rotation;
+
+use crate::quant::PANEL_ROWS;
+use crate::threads::Pool;
+
+/// A matrix of activations `[tokens, cols]`.
+#[derive(Clone, Debug)]
+pub struct Buffer {
+    data: Vec<f32>,
+    cols: usize,
+    stride: usize,
+}
+
+impl Buffer {
+    /// Zeros for up to `max_tokens` rows of `cols`.
+    pub fn new(max_tokens: usize, cols: usize) -> Self {
+        let stride = cols.next_multiple_of(PANEL_ROWS);
+        Self { data: vec![0.0; max_tokens * stride], cols, stride }
+    }
+
+    /// Elements of a row that mean something.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Elements from one row to the next.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        self.data.len() * 4
+    }
+
+    /// Row `token`, without padding.
+    pub fn row(&self, token: usize) -> &[f32] {
+        &self.data[token * self.stride..][..self.cols]
+    }
+
+    /// Rows `tokens`, with their padding.
+    pub fn rows(&self, tokens: std::ops::Range<usize>) -> &[f32] {
+        &self.data[tokens.start * self.stride..tokens.end * self.stride]
+    }
+
+    /// Rows `tokens`, with their padding.
+    pub fn rows_mut(&mut self, tokens: std::ops::Range<usize>) -> &mut [f32] {
+        &mut self.data[tokens.start * self.stride..tokens.end * self.stride]
+    }
+}
+
+/// Rows per task when each row is a little work: a few tasks per thread, so that none waits long for the last.
+fn rows_per_task(pool: &Pool, n_rows: usize) -> usize {
+    n_rows.div_ceil(pool.n_threads() * 4).max(1)
+}
