@@ -26,5 +26,7 @@ compile_error!("the file format is little-endian and used in place");
 pub mod error;
 pub mod format;
 pub mod quant;
+pub mod sampler;
 pub mod spec;
 pub mod storage;
+pub mod tokenizer;
