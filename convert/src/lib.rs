@@ -1,1 +1,111 @@
+//! The converter: a trained Hugging Face checkpoint in, one Tidbit model file out.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | `error` | [`ConvertError`] |
+//! | `checkpoint` | readers of safetensors and torch files: which tensor lies where |
+//! | `config` | `config.json`, with no field dropped in silence |
+//! | `family` | one file per family: config to spec, tensor names to roles and orders |
+//! | `mapping` | every source tensor accounted for |
+//! | `tokenizer` | `tokenizer.json`, or one built from vocabulary and merges |
+//! | `plan` | what will be written, before any weight is read |
+//! | `rows` | source tensors as rows of f32 |
+//! | `writer` | encoding and writing, one tensor at a time |
+//! | `conversion` | all of it together |
+//!
+//! Source files are read, never mapped, and one tensor is held at a time: peak memory is the largest
+//! source tensor plus a few megabytes.
 
+#![forbid(unsafe_code)]
+
+mod checkpoint;
+mod config;
+mod conversion;
+mod error;
+mod family;
+mod mapping;
+mod plan;
+mod random;
+mod rows;
+mod tokenizer;
+mod writer;
+
+pub use conversion::{Checkpoint, convert, write_random};
+pub use error::ConvertError;
+pub use family::supported_families;
+pub use plan::{Plan, PlannedTensor};
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tidbit_runtime::quant::QuantType;
+use tidbit_runtime::spec::Spec;
+
+/// How to convert.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The quant type of the projections; see [`Plan`] for what the other tensors get.
+    pub quant: QuantType,
+    /// Set from anywhere to stop; honoured every few megabytes.
+    pub cancel: Option<Arc<AtomicBool>>,
+}
+
+/// Is told how far a conversion is. All calls come from the converting thread.
+pub trait Progress {
+    /// The conversion starts: bytes of source tensors to read, and tensors to write.
+    fn begin(&mut self, total_bytes: u64, tensors: usize) {
+        let _ = (total_bytes, tensors);
+    }
+
+    /// A tensor has been written, which took so many bytes of the source.
+    fn tensor(&mut self, name: &str, source_bytes: u64) {
+        let _ = (name, source_bytes);
+    }
+
+    /// Everything has been written.
+    fn end(&mut self) {}
+}
+
+/// No progress wanted.
+impl Progress for () {}
+
+/// What a conversion did.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// What was written.
+    pub plan: Plan,
+    /// Bytes of the file.
+    pub file_bytes: u64,
+}
+
+/// Reads a bare `config.json`: the architecture, and the fields that were not needed.
+///
+/// # Errors
+/// As the config of a checkpoint.
+pub fn spec_from_config(path: &Path) -> Result<(Spec, Vec<String>), ConvertError> {
+    let json = checkpoint::read_small(path)?;
+    let described = family::read_config(&path.display().to_string(), &json)?;
+    Ok((described.spec, described.left.ignored))
+}
+
+/// Reads a config from a string; `name_for_messages` stands for its file.
+///
+/// # Errors
+/// As the config of a checkpoint.
+pub fn spec_from_json(name_for_messages: &str, json: &str) -> Result<(Spec, Vec<String>), ConvertError> {
+    let described = family::read_config(name_for_messages, json.as_bytes())?;
+    Ok((described.spec, described.left.ignored))
+}
+
+/// The caller's wish to stop.
+#[derive(Clone, Copy)]
+struct Cancel<'a>(Option<&'a AtomicBool>);
+
+impl Cancel<'_> {
+    fn check(self) -> Result<(), ConvertError> {
+        match self.0 {
+            Some(flag) if flag.load(Ordering::Relaxed) => Err(ConvertError::Cancelled),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Opening a checkpoint, and converting it.
+
+use crate::checkpoint::{Layout, SourceTensor, Weights, read_range, read_small};
+use crate::error::{ConvertError, HEAD_DIFFERS};
+use crate::family::{self, Described};
+use crate::mapping::{self, Mapping};
+use crate::plan::{NO_HASH, Plan};
+use crate::random::RandomRows;
+use crate::rows::{Rows, SourceRows, decode};
+use crate::writer::{self, Job};
+use crate::{Cancel, Options, Progress, Report, tokenizer};
+use sha2::{Digest as _, Sha256};
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use tidbit_runtime::format::SourceFile;
+use tidbit_runtime::format::header::hex;
+use tidbit_runtime::quant::QuantType;
+use tidbit_runtime::spec::Spec;
+
+/// A checkpoint whose config, tensor table and tokenizer have been read and agree. No weight has been
+/// read yet.
+#[derive(Debug)]
+pub struct Checkpoint {
+    described: Described,
+    weights: Weights,
+    mapping: Mapping,
+    tokenizer: Option<Vec<u8>>,
+    files: Vec<PathBuf>,
+    sources: Vec<SourceFile>,
+    warnings: Vec<String>,
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint: a folder with `config.json` and weights, or one of its weight files.
+    ///
+    /// # Errors
+    /// The first thing that is missing, damaged or not supported.
+    pub fn open(path: &Path) -> Result<Self, ConvertError> {
+        let layout = Layout::find(path)?;
+        let described = family::read_config(&layout.config.display().to_string(), &read_small(&layout.config)?)?;
+        let (weights, index) = layout.open()?;
+        let mapping = mapping::map(&described, &weights)?;
+        let tokenizer = tokenizer::load(&layout.folder, described.spec.vocab_size)?;
+
+        let mut warnings = Vec::new();
+        if !described.left.unknown.is_empty() {
+            let names = described.left.unknown.join(", ");
+            warnings.push(format!("{}: unknown fields are ignored: {names}", layout.config.display()));
+        }
+        if tokenizer.json.is_none() {
+            let folder = layout.folder.display();
+            warnings.push(format!(
+                "{folder}: no tokenizer.json, nor vocab.json and merges.txt: the model will not take text"
+            ));
+        }
+        let mut files = vec![layout.config.clone()];
+        files.extend(index);
+        files.extend(weights.files.iter().cloned());
+        files.extend(tokenizer.files);
+        let sources = files.iter().map(|path| unhashed(path)).collect::<Result<_, _>>()?;
+        Ok(Self { described, weights, mapping, tokenizer: tokenizer.json, files, sources, warnings })
+    }
+
+    /// The architecture.
+    pub fn spec(&self) -> &Spec {
+        &self.described.spec
+    }
+
+    /// What converting it to `quant` would write.
+    ///
+    /// # Errors
+    /// When a size overflows.
+    pub fn plan(&self, quant: QuantType) -> Result<Plan, ConvertError> {
+        let source_bytes: Vec<u64> = self.mapping.tensors.iter().map(|t| t.source.bytes().unwrap_or(0)).collect();
+        let tokenizer = self.tokenizer.as_ref().map(Vec::len);
+        Plan::new(self.spec(), quant, &source_bytes, tokenizer, &self.sources)
+            .map_err(|e| ConvertError::container(self.files.first().map_or(Path::new(""), |p| p), e))
+    }
+
+    /// Every source file that decides the content of the result.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// Fields of the config that were not needed.
+    pub fn ignored_fields(&self) -> &[String] {
+        &self.described.left.ignored
+    }
+
+    /// What the user should know, one line each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Whether the model will have a tokenizer.
+    pub fn has_tokenizer(&self) -> bool {
+        self.tokenizer.is_some()
+    }
+
+    /// A head beside a tied embedding must equal it: older versions of transformers would use the
+    /// embedding, newer ones the head, so a different one has no right answer.
+    fn check_spare_head(&self, cancel: Cancel<'_>) -> Result<(), ConvertError> {
+        let (Some((name, head)), Some(embedding)) = (&self.mapping.spare_head, self.mapping.tensors.first()) else {
+            return Ok(());
+        };
+        if (head.file, head.offset, head.dtype)
+            == (embedding.source.file, embedding.source.offset, embedding.source.dtype)
+        {
+            return Ok(());
+        }
+        let elements = head.elements().unwrap_or(0);
+        let path = self.weights.path_of(head);
+        let part = |tensor: &SourceTensor, name: &str, at: usize, out: &mut [f32]| -> Result<(), ConvertError> {
+            let width = tensor.dtype.bitsize() as u64 / 8;
+            let offset = tensor.offset + at as u64 * width;
+            let bytes = read_range(self.weights.path_of(tensor), name, offset, out.len() as u64 * width)?;
+            decode(tensor.dtype, &bytes, 0, out);
+            Ok(())
+        };
+        let (mut a, mut b) = (vec![0.0; 1 << 18], vec![0.0; 1 << 18]);
+        for at in (0..elements).step_by(a.len()) {
+            cancel.check()?;
+            let n = (elements - at).min(a.len());
+            part(head, name, at, &mut a[..n])?;
+            part(&embedding.source, &embedding.name, at, &mut b[..n])?;
+            if let Some(i) = (0..n).find(|&i| a[i].to_bits() != b[i].to_bits()) {
+                let (row, col) = ((at + i) / self.spec().d_model, (at + i) % self.spec().d_model);
+                let reason = format!(
+                    "{HEAD_DIFFERS}, but row {row}, column {col} is {}, and {} in `{}`",
+                    a[i], b[i], embedding.name
+                );
+                return Err(ConvertError::tensor(path, name, reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Converts a checkpoint to a model file. Runs on rayon's current thread pool; the bytes do not depend
+/// on the number of threads.
+///
+/// # Errors
+/// What is wrong with a weight or the output; [`ConvertError::Cancelled`] when the flag was set. The
+/// output is then as it was before.
+pub fn convert(
+    checkpoint: &Checkpoint,
+    output: &Path,
+    options: &Options,
+    progress: &mut dyn Progress,
+) -> Result<Report, ConvertError> {
+    let cancel = Cancel(options.cancel.as_deref());
+    writer::check_output(output, checkpoint.files.iter().map(PathBuf::as_path))?;
+    let plan = checkpoint.plan(options.quant)?;
+    checkpoint.check_spare_head(cancel)?;
+    let heads = checkpoint.spec().attention.n_heads;
+    let mut produce = |i: usize| -> Result<Box<dyn Rows>, ConvertError> {
+        // The plan lists the same tensors in the same order.
+        let mapped = &checkpoint.mapping.tensors[i];
+        Ok(Box::new(SourceRows::read(&checkpoint.weights, mapped, heads)?))
+    };
+    let job = Job {
+        spec: checkpoint.spec(),
+        plan: &plan,
+        tokenizer: checkpoint.tokenizer.as_deref(),
+        sources: checkpoint.sources.clone(),
+        cancel,
+    };
+    // The sources' checksums are computed beside the conversion, from the same cached pages.
+    let stop = AtomicBool::new(false);
+    let file_bytes = std::thread::scope(|scope| {
+        let hashing = scope.spawn(|| checkpoint.files.iter().map(|path| hashed(path, &stop)).collect());
+        let sources = || hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let written = writer::write(job, output, progress, &mut produce, sources);
+        stop.store(true, Ordering::Relaxed);
+        written
+    })?;
+    Ok(Report { plan, file_bytes })
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn unhashed(path: &Path) -> Result<SourceFile, ConvertError> {
+    let bytes = std::fs::metadata(path).map_err(ConvertError::io(path))?.len();
+    Ok(SourceFile { name: name_of(path), bytes, sha256: NO_HASH.into() })
+}
+
+fn hashed(path: &Path, stop: &AtomicBool) -> Result<SourceFile, ConvertError> {
+    let mut file = File::open(path).map_err(ConvertError::io(path))?;
+    let (mut hasher, mut buffer, mut bytes) = (Sha256::new(), vec![0; 1 << 20], 0);
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            return Err(ConvertError::Cancelled);
+        }
+        let n = file.read(&mut buffer).map_err(ConvertError::io(path))?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&buffer[..n]);
+        bytes += n as u64;
+    }
+    Ok(SourceFile { name: name_of(path), bytes, sha256: hex(&hasher.finalize()) })
+}
+
+/// Writes a model of random weights with the spec's shapes: gains near 1, small biases, weights with a
+/// deviation of 0.02. The same seed gives the same file.
+///
+/// # Errors
+/// A spec that does not fit together, or an output that cannot be written.
+pub fn write_random(
+    spec: &Spec,
+    quant: QuantType,
+    tokenizer_json: Option<&[u8]>,
+    output: &Path,
+    seed: u64,
+) -> Result<Report, ConvertError> {
+    let error = |e: String| ConvertError::output(output, e);
+    spec.validate().map_err(error)?;
+    writer::check_output(output, std::iter::empty())?;
+    let tensors = spec.tensors();
+    let plan = Plan::new(spec, quant, &vec![0; tensors.len()], tokenizer_json.map(<[u8]>::len), &[]).map_err(error)?;
+    let mut produce = |i: usize| -> Result<Box<dyn Rows>, ConvertError> {
+        Ok(Box::new(RandomRows::new(seed, i, tensors[i].role, &tensors[i].name)))
+    };
+    let job = Job { spec, plan: &plan, tokenizer: tokenizer_json, sources: Vec::new(), cancel: Cancel(None) };
+    let file_bytes = writer::write(job, output, &mut (), &mut produce, || Ok(Vec::new()))?;
+    Ok(Report { plan, file_bytes })
+}

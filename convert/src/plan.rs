@@ -1,0 +1,113 @@
+//! What a conversion will write: the stored type and size of every tensor, before any weight is read.
+
+use tidbit_runtime::format::{Provenance, SourceFile, Stored, TOKENIZER, TensorRecord, header};
+use tidbit_runtime::quant::QuantType;
+use tidbit_runtime::spec::{Role, Spec};
+
+/// What a conversion will write.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The quant type asked for.
+    pub quant: QuantType,
+    /// Every tensor of the model, in file order.
+    pub tensors: Vec<PlannedTensor>,
+    /// Bytes of the tokenizer in the file; 0 without one.
+    pub tokenizer_bytes: u64,
+    /// Bytes of the whole file.
+    pub file_bytes: u64,
+    /// Number of parameters (a tied head counts once).
+    pub parameters: u64,
+    /// Bits that a parameter takes on average, scales and padding included: the tensors' bytes times 8
+    /// by the parameters.
+    pub bits_per_weight: f64,
+    /// Bytes of all source tensors that are read.
+    pub source_bytes: u64,
+    /// Bytes of the largest source tensor: it is held in memory while it is converted.
+    pub largest_source_bytes: u64,
+}
+
+/// A tensor to be written.
+#[derive(Clone, Debug)]
+pub struct PlannedTensor {
+    /// Its name in the file.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// How it is stored.
+    pub stored: Stored,
+    /// Bytes in the file.
+    pub bytes: u64,
+    /// Bytes in the checkpoint.
+    pub source_bytes: u64,
+}
+
+/// How a tensor is stored when `quant` is asked for. Vectors stay f32. Embedding and head suffer
+/// most from few bits, so `q4` keeps them at 8; single rows of positions are added as they are,
+/// so they stay f16.
+fn stored(role: Role, quant: QuantType) -> Stored {
+    use QuantType::{F16, F32, Q4, Q8};
+    match (role, quant) {
+        (Role::Vector, _) => Stored::Vector,
+        (_, F32 | F16) | (Role::Projection, Q8 | Q4) => Stored::Matrix(quant),
+        (Role::Positions, Q8 | Q4) => Stored::Matrix(F16),
+        (Role::Embedding | Role::Head, Q8 | Q4) => Stored::Matrix(Q8),
+    }
+}
+
+impl Plan {
+    /// Plans a file. `source_bytes` has one entry per tensor of the spec; `tokenizer` is its length.
+    ///
+    /// # Errors
+    /// A message when a size overflows.
+    pub(crate) fn new(
+        spec: &Spec,
+        quant: QuantType,
+        source_bytes: &[u64],
+        tokenizer: Option<usize>,
+        sources: &[SourceFile],
+    ) -> Result<Self, String> {
+        let mut plan = Self {
+            quant,
+            tensors: Vec::new(),
+            tokenizer_bytes: 0,
+            file_bytes: 0,
+            parameters: 0,
+            bits_per_weight: 0.0,
+            source_bytes: source_bytes.iter().sum(),
+            largest_source_bytes: source_bytes.iter().copied().max().unwrap_or(0),
+        };
+        let mut bytes_of_tensors = 0;
+        for (decl, &source_bytes) in spec.tensors().into_iter().zip(source_bytes) {
+            let stored = stored(decl.role, quant);
+            let overflow = || format!("tensor `{}`: shape {:?} overflows", decl.name, decl.shape);
+            let bytes = stored.bytes(&decl.shape).ok_or_else(overflow)? as u64;
+            plan.parameters += decl.len() as u64;
+            bytes_of_tensors += bytes;
+            plan.tensors.push(PlannedTensor { name: decl.name, shape: decl.shape, stored, bytes, source_bytes });
+        }
+        if let Some(length) = tokenizer {
+            plan.tokenizer_bytes = Stored::Bytes.bytes(&[length]).ok_or("the tokenizer's size overflows")? as u64;
+        }
+        let header = header::encode(spec, &plan.provenance(sources.to_vec()), &plan.records(tokenizer))?;
+        plan.file_bytes = header.len() as u64 + bytes_of_tensors + plan.tokenizer_bytes;
+        plan.bits_per_weight = bytes_of_tensors as f64 * 8.0 / plan.parameters.max(1) as f64;
+        Ok(plan)
+    }
+
+    /// The header's records, with checksums still to be filled in: as long as the final ones.
+    pub(crate) fn records(&self, tokenizer: Option<usize>) -> Vec<(String, TensorRecord)> {
+        let record = |stored, shape| TensorRecord { stored, shape, sha256: NO_HASH.into() };
+        let mut records: Vec<_> =
+            self.tensors.iter().map(|t| (t.name.clone(), record(t.stored, t.shape.clone()))).collect();
+        records.extend(tokenizer.map(|length| (TOKENIZER.to_string(), record(Stored::Bytes, vec![length]))));
+        records
+    }
+
+    pub(crate) fn provenance(&self, sources: Vec<SourceFile>) -> Provenance {
+        let converter = format!("tidbit {}", env!("CARGO_PKG_VERSION"));
+        Provenance { converter, quant: self.quant.name().into(), sources }
+    }
+}
+
+/// Stands for a checksum not yet known.
+pub(crate) const NO_HASH: &str = "0000000000000000000000000000000000000000000000000000000000000000";
