@@ -77,6 +77,7 @@ Examples:
   tidbit run gpt2-mini.tidbit -i
 
 Exit code: 0 when the text ended by itself, 1 after an error, 2 for a wrong option, 130 after Ctrl-C.")]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent flags")]
 pub(crate) struct RunArgs {
     /// Model file, or folder of a checkpoint.
     pub(crate) model: PathBuf,

@@ -10,7 +10,7 @@ use std::path::Path;
 /// What the system answers, or the offset of the first byte that is not UTF-8.
 pub(crate) fn read_file(path: &Path) -> anyhow::Result<String> {
     let name = path.display();
-    let bytes = std::fs::read(path).with_context(|| name.to_string()).map_err(flatten)?;
+    let bytes = std::fs::read(path).with_context(|| name.to_string()).map_err(|e| flatten(&e))?;
     decode(&name.to_string(), bytes)
 }
 
@@ -20,7 +20,7 @@ pub(crate) fn read_file(path: &Path) -> anyhow::Result<String> {
 /// As [`read_file`].
 pub(crate) fn read_stdin() -> anyhow::Result<String> {
     let mut bytes = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut bytes).context("stdin").map_err(flatten)?;
+    std::io::stdin().lock().read_to_end(&mut bytes).context("stdin").map_err(|e| flatten(&e))?;
     decode("stdin", bytes)
 }
 
@@ -41,7 +41,7 @@ fn decode(name: &str, bytes: Vec<u8>) -> anyhow::Result<String> {
 }
 
 /// Context and cause on one line.
-fn flatten(error: anyhow::Error) -> anyhow::Error {
+fn flatten(error: &anyhow::Error) -> anyhow::Error {
     anyhow::anyhow!("{error:#}")
 }
 

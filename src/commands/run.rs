@@ -94,7 +94,7 @@ struct Timing {
 }
 
 fn join(ids: &[u32]) -> String {
-    ids.iter().map(|id| format!("{id} ")).collect()
+    ids.iter().fold(String::new(), |text, id| text + &id.to_string() + " ")
 }
 
 fn per_second((tokens, time): (usize, Duration)) -> Option<f64> {
