@@ -64,7 +64,7 @@ pub(crate) struct Conversion {
 
 impl tidbit_convert::Progress for Conversion {
     fn begin(&mut self, total_bytes: u64, tensors: usize) {
-        let progress = Progress::new("converting", "{bytes}/{total_bytes} {msg}", total_bytes);
+        let progress = Progress::new("converting", "{decimal_bytes}/{decimal_total_bytes} {msg}", total_bytes);
         if progress.bar.is_none() {
             note(format_args!("converting {tensors} tensors, {}", DecimalBytes(total_bytes)));
         }

@@ -2,7 +2,7 @@
 
 mod cli_support;
 
-use cli_support::{checkpoint, copy_folder, json, model, names, run, scratch, succeeds, tidbit};
+use cli_support::{checkpoint, copy_folder, fails, json, model, names, run, scratch, succeeds, tidbit};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -64,6 +64,32 @@ fn ids_are_a_prompt_too() {
     let ids: Vec<String> = value["prompt_ids"].as_array().unwrap().iter().map(ToString::to_string).collect();
     let same = json(&mut run(["--ids", &ids.join(","), "--temperature", "0", "-n", "5", "--json"]));
     assert_eq!(value["ids"], same["ids"]);
+}
+
+#[test]
+fn a_model_without_a_tokenizer_reads_and_writes_ids() {
+    let folder = scratch();
+    let source = folder.path().join("mini");
+    copy_folder(&checkpoint(), &source);
+    for name in ["tokenizer.json", "vocab.json", "merges.txt"] {
+        std::fs::remove_file(source.join(name)).unwrap();
+    }
+    let path = folder.path().join("m.tidbit");
+    let converted = succeeds(tidbit(["convert"]).arg(&source).arg("-o").arg(&path));
+    assert_eq!(converted.stderr.matches("warning: ").count(), 1, "{}", converted.stderr);
+
+    let on = |args: &[&str]| {
+        let mut command = tidbit(["run", "--temperature", "0", "-n", "5", "--quiet"]);
+        command.arg(&path).args(args);
+        command
+    };
+    let expected = json(&mut run(["--ids", "1,2", "--temperature", "0", "-n", "5", "--json"]));
+    let ids: Vec<String> = expected["ids"].as_array().unwrap().iter().map(ToString::to_string).collect();
+    let text = succeeds(&mut on(&["--ids", "1,2"])).stdout;
+    assert_eq!(text, format!("1 2 {} \n", ids.join(" ")));
+    let written = fails(&mut on(&["-p", "Once"]), 1, &["m.tidbit", "no tokenizer"]);
+    assert!(written.stderr.contains("hint: give token ids with --ids"), "{}", written.stderr);
+    fails(&mut on(&["-i"]), 1, &["m.tidbit", "no tokenizer"]);
 }
 
 #[test]

@@ -121,9 +121,7 @@ impl Sampler {
             return Err(SessionError::NotFinite { token, value: logits[token] });
         }
         let recent = &recent[recent.len().saturating_sub(self.options.repeat_last_n)..];
-        #[expect(clippy::float_cmp, reason = "exactly 1 is the value that changes nothing")]
-        let no_penalty = self.options.repeat_penalty == 1.0;
-        if no_penalty || recent.is_empty() {
+        if self.options.repeat_penalty == 1.0 || recent.is_empty() {
             return self.choose(logits);
         }
         let mut penalized = std::mem::take(&mut self.penalized);
