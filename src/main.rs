@@ -1,1 +1,2 @@
+//! The Tidbit command line.
 fn main() {}

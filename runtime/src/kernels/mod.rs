@@ -55,6 +55,25 @@ pub enum Input<'a> {
     Int(&'a [ActBlock]),
 }
 
+/// How keys and values of past tokens are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheType {
+    /// 32-bit floats: exact, for models that are.
+    F32,
+    /// 16-bit floats.
+    F16,
+}
+
+impl CacheType {
+    /// Bytes of one number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
 /// What happens to a product before it is written.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Epilogue {
@@ -99,10 +118,10 @@ struct AttentionArgs {
     first_position: usize,
     scale: f32,
     head_dim: usize,
-    /// f16 `[positions / 16][head_dim][16]`.
-    k: *const u16,
-    /// f16 `[positions][v_stride]`, each padded to 16 elements.
-    v: *const u16,
+    /// `[positions / 16][head_dim][16]`, in the cache's type.
+    k: *const u8,
+    /// `[positions][v_stride]`, each padded to 16 elements.
+    v: *const u8,
     v_stride: usize,
     /// `[n_queries][head_dim]`, `out_stride` apart.
     out: *mut f32,
@@ -118,7 +137,8 @@ struct Row {
     f16: [GemmFn; 2],
     q8: [GemmFn; 2],
     q4: [GemmFn; 2],
-    attention: unsafe fn(&AttentionArgs),
+    /// By [`CacheType`].
+    attention: [unsafe fn(&AttentionArgs); 2],
     layer_norm: unsafe fn(*const f32, usize, *const f32, *const f32, f32, *mut f32),
     quantize: unsafe fn(*const f32, usize, *mut ActBlock),
     to_f16: unsafe fn(*const f32, usize, *mut u16),
@@ -193,8 +213,12 @@ macro_rules! instantiate {
                 unsafe { gemm_int::gemm::<S, Q4, $ip, $it>(args) }
             }
             $(#[$feature])*
-            unsafe fn attend(args: &AttentionArgs) {
-                unsafe { attention::attention::<S, $q, $k, $v>(args) }
+            unsafe fn attend_f32(args: &AttentionArgs) {
+                unsafe { attention::attention::<S, attention::Single, $q, $k, $v>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn attend_f16(args: &AttentionArgs) {
+                unsafe { attention::attention::<S, attention::Half, $q, $k, $v>(args) }
             }
             $(#[$feature])*
             unsafe fn layer_norm(x: *const f32, n: usize, w: *const f32, b: *const f32, eps: f32, out: *mut f32) {
@@ -218,7 +242,7 @@ macro_rules! instantiate {
                 f16: [f16_one, f16_many],
                 q8: [q8_one, q8_many],
                 q4: [q4_one, q4_many],
-                attention: attend,
+                attention: [attend_f32, attend_f16],
                 layer_norm,
                 quantize,
                 to_f16,
@@ -423,8 +447,7 @@ impl Kernels {
     /// Causal attention of one head: `out[i] = sum over j <= position of softmax(scale * q[i] . k[j]) v[j]`.
     ///
     /// `q` holds the queries of tokens at `first_position..`, one for each row of `out`, `q_stride` apart; `k` is
-    /// `[positions / 16][head_dim][16]` and `v` `[positions][head_dim padded to 16]`, both f16, positions padded to
-    /// [`KEYS`].
+    /// `[positions / 16][head_dim][16]` and `v` `[positions][head_dim padded to 16]`, positions padded to [`KEYS`].
     ///
     /// # Panics
     /// When lengths do not fit together.
@@ -433,7 +456,7 @@ impl Kernels {
         (q, q_stride): (&[f32], usize),
         first_position: usize,
         scale: f32,
-        (k, v): (&[u16], &[u16]),
+        (cache_type, k, v): (CacheType, &[u8], &[u8]),
         out: &mut BlockMut<'_, f32>,
     ) {
         let (n_queries, head_dim) = (out.n_rows(), out.n_cols());
@@ -444,7 +467,11 @@ impl Kernels {
         let v_stride = head_dim.next_multiple_of(PANEL_ROWS);
         assert!(head_dim <= MAX_HEAD_DIM, "a head of {head_dim}");
         assert!(q.len() >= (n_queries - 1) * q_stride + head_dim, "length of the queries");
-        assert!(k.len() >= positions * head_dim && v.len() >= positions * v_stride, "length of the cache");
+        let bytes = cache_type.bytes();
+        assert!(
+            k.len() >= positions * head_dim * bytes && v.len() >= positions * v_stride * bytes,
+            "length of the cache"
+        );
         let args = AttentionArgs {
             q: q.as_ptr(),
             q_stride,
@@ -459,7 +486,7 @@ impl Kernels {
             out: out.as_mut_ptr(),
         };
         // SAFETY: `self` proves the features; lengths asserted.
-        unsafe { (self.row.attention)(&args) }
+        unsafe { self.row.attention[cache_type as usize](&args) }
     }
 }
 
