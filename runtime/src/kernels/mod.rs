@@ -143,6 +143,10 @@ struct Row {
     quantize: unsafe fn(*const f32, usize, *mut ActBlock),
     to_f16: unsafe fn(*const f32, usize, *mut u16),
     activate: unsafe fn(Activation, *mut f32, usize),
+    read: unsafe fn(*const u8, usize) -> f32,
+    multiply: unsafe fn(usize) -> f32,
+    /// Operands that `multiply` multiplies in a round.
+    peak_operands: usize,
     /// Matrix products so far, counted by the functions themselves: tests see that a forced row really ran.
     #[cfg(debug_assertions)]
     products: &'static std::sync::atomic::AtomicUsize,
@@ -151,13 +155,14 @@ struct Row {
 /// Makes the row of an instruction set: each generic kernel inside a function that enables the features.
 ///
 /// The numbers are tile sizes, chosen for the registers there are: panels x tokens of integer and of float products;
-/// queries, key tiles and value vectors of attention.
+/// queries, key tiles and value vectors of attention; operands of the peak measurement.
 macro_rules! instantiate {
     ($module:ident, $simd:ty, $(#[$feature:meta])*
-     int $ip:literal x $it:literal, float $fp:literal x $ft:literal, attention $q:literal $k:literal $v:literal) => {
+     int $ip:literal x $it:literal, float $fp:literal x $ft:literal, attention $q:literal $k:literal $v:literal,
+     peak $pw:literal x $px:literal) => {
         #[expect(clippy::undocumented_unsafe_blocks, reason = "features are enabled here, pointers the caller's promise")]
         mod $module {
-            use super::generic::{attention, gemm_float, gemm_int, rows};
+            use super::generic::{attention, ceilings, gemm_float, gemm_int, rows};
             use super::{ActBlock, AttentionArgs, GemmArgs, Row};
             use crate::spec::Activation;
 
@@ -237,6 +242,15 @@ macro_rules! instantiate {
                 unsafe { rows::activate::<S>(kind, x, n) }
             }
 
+            $(#[$feature])*
+            unsafe fn read(p: *const u8, lines: usize) -> f32 {
+                unsafe { ceilings::read::<S>(p, lines) }
+            }
+            $(#[$feature])*
+            unsafe fn multiply(rounds: usize) -> f32 {
+                unsafe { ceilings::multiply::<S, $pw, $px>(rounds) }
+            }
+
             pub(super) static ROW: Row = Row {
                 f32: [f32_one, f32_many],
                 f16: [f16_one, f16_many],
@@ -247,6 +261,9 @@ macro_rules! instantiate {
                 quantize,
                 to_f16,
                 activate,
+                read,
+                multiply,
+                peak_operands: $pw * $px,
                 #[cfg(debug_assertions)]
                 products: &PRODUCTS,
             };
@@ -254,15 +271,15 @@ macro_rules! instantiate {
     };
 }
 
-instantiate!(scalar_row, crate::kernels::scalar::Scalar, int 1 x 1, float 1 x 1, attention 1 1 1);
+instantiate!(scalar_row, crate::kernels::scalar::Scalar, int 1 x 1, float 1 x 1, attention 1 1 1, peak 1 x 1);
 #[cfg(target_arch = "x86_64")]
 instantiate!(avx2_row, crate::kernels::x86_64::avx2::Avx2,
     #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
-    int 1 x 3, float 1 x 6, attention 4 1 1);
+    int 1 x 3, float 1 x 6, attention 4 1 1, peak 2 x 2);
 #[cfg(target_arch = "x86_64")]
 instantiate!(avx512_row, crate::kernels::x86_64::avx512::Avx512,
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
-    int 2 x 6, float 2 x 8, attention 6 4 4);
+    int 2 x 6, float 2 x 8, attention 6 4 4, peak 4 x 5);
 
 /// An instruction set that this processor runs.
 #[derive(Clone, Copy)]
@@ -442,6 +459,20 @@ impl Kernels {
         assert!(x.len().is_multiple_of(PANEL_ROWS), "{} values", x.len());
         // SAFETY: `self` proves the features; length asserted.
         unsafe { (self.row.activate)(kind, x.as_mut_ptr(), x.len()) }
+    }
+
+    /// Reads every whole line of 64 bytes of `bytes` once, as fast as this instruction set can; the result depends on all.
+    pub fn read(self, bytes: &[u8]) -> f32 {
+        // SAFETY: `self` proves the features; only whole lines inside `bytes` are read.
+        unsafe { (self.row.read)(bytes.as_ptr(), bytes.len() / 64) }
+    }
+
+    /// Runs at least `n` 8-bit multiply-adds as fast as this instruction set can, and returns how many it ran.
+    pub fn multiply(self, n: u64) -> u64 {
+        let rounds = (n / (64 * self.row.peak_operands as u64)).max(1);
+        // SAFETY: `self` proves the features.
+        std::hint::black_box(unsafe { (self.row.multiply)(rounds as usize) });
+        rounds * 64 * self.row.peak_operands as u64
     }
 
     /// Causal attention of one head: `out[i] = sum over j <= position of softmax(scale * q[i] . k[j]) v[j]`.
