@@ -1,2 +1,39 @@
-//! The Tidbit command line.
-fn main() {}
+//! The `tidbit` command. This file is the table of contents.
+//!
+//! Text goes to stdout, everything else to stderr. The exit code is 0 when all went well, 1 after an
+//! error, 2 when the command line is at fault, and 130 after Ctrl-C.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod cache;
+mod cli;
+mod commands;
+mod failure;
+mod generate;
+mod interrupt;
+mod memory;
+mod output;
+mod progress;
+mod prompt;
+mod prompt_loop;
+mod sizes;
+mod stop;
+mod text_file;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let result = match cli::Cli::parse().command {
+        cli::Command::Convert(args) => commands::convert::run(&args),
+        cli::Command::Run(args) => commands::run::run(&args),
+        cli::Command::Inspect(args) => commands::inspect::run(&args),
+        cli::Command::Perplexity(args) => commands::perplexity::run(&args),
+        cli::Command::Bench(args) => bench::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}

@@ -55,6 +55,14 @@ fn stored(role: Role, quant: QuantType) -> Stored {
 }
 
 impl Plan {
+    /// The plan of a model of which only the architecture is known: no tokenizer, no sources.
+    ///
+    /// # Errors
+    /// A message when a size overflows.
+    pub fn of_spec(spec: &Spec, quant: QuantType) -> Result<Self, String> {
+        Self::new(spec, quant, &vec![0; spec.tensors().len()], None, &[])
+    }
+
     /// Plans a file. `source_bytes` has one entry per tensor of the spec; `tokenizer` is its length.
     ///
     /// # Errors

@@ -17,8 +17,15 @@ use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::session::{Model, Session, SessionOptions};
 use tidbit_runtime::threads::available_cores;
 
-/// Arguments of `tidbit bench`.
+/// Measure speed, beside what this machine can do at best.
+///
+/// Weights are random unless a model file is given: speed does not depend on them. Ceilings (reading the same bytes, 8-bit
+/// multiply-adds) are measured before each repetition with as many threads.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  tidbit bench --shape gpt2 --quant q4,q8
+  tidbit bench model.tidbit --threads 2 --depth 0,900 --json")]
 pub(crate) struct BenchArgs {
     /// A model file; without one, random weights in the shape that --shape names
     #[arg(required_unless_present = "shape", conflicts_with = "shape")]

@@ -1,0 +1,226 @@
+//! The command line: flags, their help and their examples. Values that the runtime checks (a
+//! temperature, a number of threads) are passed on as they are, so that there is one rule for them.
+
+use crate::bench::BenchArgs;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use tidbit_runtime::quant::QuantType;
+use tidbit_runtime::sampler::SamplerOptions;
+
+/// Run quantized language models on the CPU: one file, memory-mapped, the same bits everywhere.
+#[derive(Debug, Parser)]
+#[command(name = "tidbit", version, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tidbit run models/gpt2-mini -p \"Once upon a time\"
+  tidbit convert models/gpt2-mini -o gpt2-mini.tidbit --quant q4
+  tidbit run gpt2-mini.tidbit -p \"Once upon a time\" --temperature 0
+  tidbit inspect gpt2-mini.tidbit --verify
+
+Environment:
+  TIDBIT_ISA    use these kernels instead of the fastest ones (an unknown name lists them)
+  TIDBIT_CACHE  where `run` keeps models that it converted itself";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Convert(ConvertArgs),
+    Run(RunArgs),
+    Inspect(InspectArgs),
+    Perplexity(PerplexityArgs),
+    Bench(BenchArgs),
+}
+
+/// Turn a trained checkpoint into one model file.
+///
+/// The checkpoint is a folder as Hugging Face publishes it: `config.json`, the weights
+/// (`model.safetensors`, shards with an index, or `pytorch_model.bin`) and a tokenizer. Every field of
+/// the config is honoured or refused by name. The file is written beside its final name and
+/// renamed at the end: an interrupted conversion leaves nothing behind.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tidbit convert models/gpt2-mini -o gpt2-mini.tidbit
+  tidbit convert models/gpt2-mini --quant q4 --dry-run")]
+pub(crate) struct ConvertArgs {
+    /// Folder of the checkpoint, or its weights file.
+    #[arg(value_name = "CHECKPOINT")]
+    pub(crate) source: PathBuf,
+    /// The model file to write; an existing one is replaced.
+    #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
+    pub(crate) output: Option<PathBuf>,
+    /// How weights are stored: f32, f16, q8 (8.5 bits) or q4 (4.5 bits; embedding and head stay at q8).
+    #[arg(long, value_name = "TYPE", default_value = "q8", value_parser = parse_quant)]
+    pub(crate) quant: QuantType,
+    /// Print what would be written, and write nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print the report as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Continue a text.
+///
+/// The text is streamed to stdout: first the prompt, then its continuation. Statistics go to
+/// stderr. Given the folder of a checkpoint, `run` converts it to q8 first and keeps the result in the
+/// user's cache.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tidbit run models/gpt2-mini -p \"Once upon a time\"
+  tidbit run gpt2-mini.tidbit -p \"Once upon a time\" -n 200 --temperature 0.7 --seed 1
+  tidbit run gpt2-mini.tidbit --prompt-file story.txt --stop \"THE END\" --quiet > out.txt
+  echo \"Once upon a time\" | tidbit run gpt2-mini.tidbit --json
+  tidbit run gpt2-mini.tidbit -i
+
+Exit code: 0 when the text ended by itself, 1 after an error, 2 for a wrong option, 130 after Ctrl-C.")]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent flags")]
+pub(crate) struct RunArgs {
+    /// Model file, or folder of a checkpoint.
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) prompt: PromptArgs,
+    /// Generate at most this many tokens (in each turn of a prompt loop), at least 1.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    pub(crate) n_tokens: usize,
+    /// Stop before this text; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Go on after the token that ends a text.
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+    /// Do not print the prompt.
+    #[arg(long)]
+    pub(crate) no_echo: bool,
+    /// Threads [default: all cores].
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Tokens of prompt and continuation together [default: as many as the model takes].
+    #[arg(long, value_name = "N")]
+    pub(crate) ctx: Option<usize>,
+    /// Print no statistics.
+    #[arg(long)]
+    pub(crate) quiet: bool,
+    /// Print one JSON object at the end instead of streaming: text, ids, `finish_reason`, timings.
+    #[arg(long, conflicts_with = "interactive")]
+    pub(crate) json: bool,
+    // Last, because its heading would cover what follows.
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+/// Where the prompt comes from; without any of these, from stdin when that is no terminal.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub(crate) struct PromptArgs {
+    /// The prompt.
+    #[arg(short = 'p', long = "prompt", value_name = "TEXT")]
+    pub(crate) text: Option<String>,
+    /// Read the prompt from a file, or from stdin if it is `-`; a line break at its end is left out.
+    #[arg(long = "prompt-file", value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// The prompt as token ids, e.g. `1,2,3`; a model without a tokenizer then prints ids too.
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    pub(crate) ids: Vec<u32>,
+    /// Prompt loop: each line goes on where the last answer stopped; `/reset` starts afresh, `/quit` ends.
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+}
+
+/// The steps of choosing a token, in this order: repeat penalty, temperature, top-k, top-p, min-p.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling (in this order: repeat penalty, temperature, top-k, top-p, min-p, draw)")]
+pub(crate) struct SamplingArgs {
+    /// Divides the logits of recent tokens (multiplies negative ones), prompt included; 1 is off.
+    #[arg(long, value_name = "X", default_value_t = SamplerOptions::default().repeat_penalty, allow_negative_numbers = true)]
+    pub(crate) repeat_penalty: f32,
+    /// How many of the latest tokens the repeat penalty looks at.
+    #[arg(long, value_name = "N", default_value_t = SamplerOptions::default().repeat_last_n)]
+    pub(crate) repeat_last_n: usize,
+    /// Divides the logits; 0 always takes the most probable token.
+    #[arg(long, value_name = "T", default_value_t = SamplerOptions::default().temperature, allow_negative_numbers = true)]
+    pub(crate) temperature: f32,
+    /// Keep this many of the most probable tokens; 0 is off.
+    #[arg(long, value_name = "K", default_value_t = SamplerOptions::default().top_k)]
+    pub(crate) top_k: usize,
+    /// Keep the fewest tokens whose probabilities sum to this; 1 is off.
+    #[arg(long, value_name = "P", default_value_t = SamplerOptions::default().top_p, allow_negative_numbers = true)]
+    pub(crate) top_p: f32,
+    /// Keep tokens with at least this fraction of the best one's probability; 0 is off.
+    #[arg(long, value_name = "P", default_value_t = SamplerOptions::default().min_p, allow_negative_numbers = true)]
+    pub(crate) min_p: f32,
+    /// Start of the random numbers; the same seed gives the same text on every machine
+    /// [default: a random one, printed with the statistics].
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+}
+
+/// Show what a model is made of.
+///
+/// Takes a model file, the folder of a checkpoint, or a bare `config.json`; for the last two it predicts
+/// the size of the model file for each quant type.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tidbit inspect gpt2-mini.tidbit --tensors
+  tidbit inspect gpt2-mini.tidbit --verify
+  tidbit inspect models/gpt2-mini/config.json --json")]
+pub(crate) struct InspectArgs {
+    /// Model file, folder of a checkpoint, or `config.json`.
+    pub(crate) model: PathBuf,
+    /// List every tensor.
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    /// Read the whole model file and compare every checksum.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Measure how well a model predicts a text.
+///
+/// The text is tokenized as a whole and cut into windows. Each window is run alone, and every token
+/// of it but the first is scored: perplexity = exp(sum of -log p / scored tokens).
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tidbit perplexity gpt2-mini.tidbit book.txt
+  tidbit perplexity gpt2-mini.tidbit book.txt --window 256 --json")]
+pub(crate) struct PerplexityArgs {
+    /// Model file, or folder of a checkpoint.
+    pub(crate) model: PathBuf,
+    /// Text to score, UTF-8.
+    pub(crate) file: PathBuf,
+    /// Tokens of a window [default: 512, or the model's context when that is less].
+    #[arg(long, value_name = "N")]
+    pub(crate) window: Option<usize>,
+    /// Threads [default: all cores].
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn parse_quant(name: &str) -> Result<QuantType, String> {
+    QuantType::from_name(name)
+        .ok_or_else(|| format!("expected one of {}", QuantType::ALL.map(QuantType::name).join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

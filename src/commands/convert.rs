@@ -1,0 +1,96 @@
+//! `tidbit convert`: a checkpoint to one model file.
+
+use crate::cli::ConvertArgs;
+use crate::failure::{Hint, Usage};
+use crate::interrupt::Catch;
+use crate::memory::peak_rss;
+use crate::output::{note, print, print_json};
+use crate::progress::Conversion;
+use crate::sizes::Sizes;
+use indicatif::{DecimalBytes, HumanCount};
+use serde_json::json;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+use tidbit_convert::{Checkpoint, Options, Plan};
+
+/// Runs the command.
+pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let checkpoint = Checkpoint::open(&args.source)?;
+    tell_about(&checkpoint);
+    let output = args.output.as_deref().filter(|_| !args.dry_run);
+    let plan = match output {
+        None => checkpoint.plan(args.quant)?,
+        Some(output) => {
+            refuse_source_as_output(&checkpoint, output)?;
+            let cancel = Arc::new(AtomicBool::new(false));
+            let _caught = Catch::new(Arc::clone(&cancel))?;
+            let options = Options { quant: args.quant, cancel: Some(cancel) };
+            tidbit_convert::convert(&checkpoint, output, &options, &mut Conversion::default())?.plan
+        }
+    };
+    let elapsed = started.elapsed();
+    if args.json {
+        print_json(&report_json(args, &checkpoint, &plan, elapsed))
+    } else {
+        print(&report(args, &plan, elapsed))
+    }
+}
+
+/// What a user should know before: fields that make no difference, and doubts.
+fn tell_about(checkpoint: &Checkpoint) {
+    if !checkpoint.ignored_fields().is_empty() {
+        note(format_args!("note: these config fields change nothing: {}", checkpoint.ignored_fields().join(", ")));
+    }
+    for warning in checkpoint.warnings() {
+        note(format_args!("warning: {warning}"));
+    }
+}
+
+/// Renaming over a file that is being read would destroy the checkpoint.
+fn refuse_source_as_output(checkpoint: &Checkpoint, output: &Path) -> anyhow::Result<()> {
+    let Ok(output) = output.canonicalize() else { return Ok(()) };
+    match checkpoint.files().iter().find(|file| file.canonicalize().is_ok_and(|f| f == output)) {
+        Some(file) => Err(Usage(format!("{}: the output is a file of the checkpoint", file.display()))
+            .hint("choose another name with -o")),
+        None => Ok(()),
+    }
+}
+
+fn sizes(plan: &Plan) -> Sizes {
+    Sizes::of(plan.tensors.iter().map(|t| (t.stored, t.shape.as_slice(), t.bytes)))
+}
+
+fn report(args: &ConvertArgs, plan: &Plan, elapsed: Duration) -> String {
+    let what = match &args.output {
+        Some(output) if !args.dry_run => format!("{}: {}", output.display(), DecimalBytes(plan.file_bytes)),
+        _ => format!("dry run, nothing written: the file would have {}", DecimalBytes(plan.file_bytes)),
+    };
+    let memory = peak_rss().map_or_else(String::new, |peak| format!(", peak memory {}", DecimalBytes(peak)));
+    format!(
+        "{what}\n{} parameters, {:.3} bits per weight\n{}{:.2} s{memory}\n",
+        HumanCount(plan.parameters),
+        plan.bits_per_weight,
+        sizes(plan).table(),
+        elapsed.as_secs_f64(),
+    )
+}
+
+fn report_json(args: &ConvertArgs, checkpoint: &Checkpoint, plan: &Plan, elapsed: Duration) -> serde_json::Value {
+    json!({
+        "source": args.source,
+        "output": args.output.as_ref().filter(|_| !args.dry_run),
+        "dry_run": args.dry_run,
+        "quant": args.quant.name(),
+        "parameters": plan.parameters,
+        "file_bytes": plan.file_bytes,
+        "bits_per_weight": plan.bits_per_weight,
+        "types": sizes(plan).json(),
+        "ignored_fields": checkpoint.ignored_fields(),
+        "warnings": checkpoint.warnings(),
+        "seconds": elapsed.as_secs_f64(),
+        "peak_rss_bytes": peak_rss(),
+    })
+}

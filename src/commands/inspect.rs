@@ -1,0 +1,199 @@
+//! `tidbit inspect`: what a model is made of.
+
+use crate::cli::InspectArgs;
+use crate::failure::Usage;
+use crate::output::{print, print_json};
+use crate::prompt;
+use crate::sizes::{Sizes, parameters};
+use indicatif::{DecimalBytes, HumanCount};
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::path::Path;
+use tidbit_convert::Plan;
+use tidbit_runtime::format;
+use tidbit_runtime::kv_cache::bytes_per_token;
+use tidbit_runtime::quant::QuantType;
+use tidbit_runtime::session::Model;
+use tidbit_runtime::spec::{Activation, Head, NormKind, Position, Residual, Spec};
+
+/// Runs the command.
+pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
+    let path = &args.model;
+    if path.is_dir() {
+        return inspect_config(args, &path.join("config.json"));
+    }
+    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
+        return inspect_config(args, path);
+    }
+    inspect_model(args)
+}
+
+fn inspect_model(args: &InspectArgs) -> anyhow::Result<()> {
+    let model = Model::open(&args.model)?;
+    let file = model.file();
+    let verified = if args.verify { Some(file.verify()?) } else { None };
+    let tokenizer = if args.verify || args.json { prompt::tokenizer(&model)? } else { None };
+    let spec = file.spec();
+    let tensors: Vec<_> = file.tensors().collect();
+    let sizes = Sizes::of(tensors.iter().map(|(_, record, bytes)| (record.stored, &*record.shape, *bytes as u64)));
+    if args.json {
+        let mut value = describe_json(spec);
+        value["file"] = json!(file.path());
+        value["file_bytes"] = json!(file.len());
+        value["format_version"] = json!(format::VERSION);
+        value["bits_per_weight"] = json!(sizes.bits_per_weight());
+        value["types"] = sizes.json();
+        value["tokenizer"] = json!(tokenizer.map(|t| json!({ "tokens": t.vocab_len() })));
+        value["provenance"] = json!(file.provenance());
+        if args.tensors {
+            let list = tensors.iter().map(|(name, record, bytes)| {
+                json!({ "name": name, "type": record.stored, "shape": record.shape, "bytes": bytes,
+                    "sha256": record.sha256 })
+            });
+            value["tensors"] = list.collect();
+        }
+        if let Some(report) = verified {
+            value["verified"] = json!({ "tensors": report.tensors, "bytes": report.bytes });
+        }
+        return print_json(&value);
+    }
+
+    let mut text = describe(spec);
+    let provenance = file.provenance();
+    // Writing to a `String` cannot fail.
+    let _ = writeln!(text, "file          {}, format {}", DecimalBytes(file.len() as u64), format::VERSION);
+    let _ = writeln!(text, "weights       {:.3} bits per weight", sizes.bits_per_weight());
+    text.push_str(&sizes.table());
+    let tokenizer = if file.tokenizer_json().is_some() { "included" } else { "none: the model takes token ids only" };
+    let _ = writeln!(text, "tokenizer     {tokenizer}");
+    let _ = writeln!(text, "converted by  {} (--quant {})", provenance.converter, provenance.quant);
+    for source in &provenance.sources {
+        let _ =
+            writeln!(text, "  from        {} ({}, sha256 {})", source.name, DecimalBytes(source.bytes), source.sha256);
+    }
+    if args.tensors {
+        let width = tensors.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
+        let _ = writeln!(text, "tensors");
+        for (name, record, bytes) in &tensors {
+            let shape = format!("{:?}", record.shape);
+            let _ = writeln!(text, "  {name:<width$}  {:<6}  {shape:<16} {bytes:>12} bytes", record.stored);
+        }
+    }
+    if let Some(report) = verified {
+        let size = DecimalBytes(report.bytes);
+        let _ = writeln!(text, "verified      {} tensors, {size}: every checksum is right", report.tensors);
+    }
+    print(&text)
+}
+
+fn inspect_config(args: &InspectArgs, config: &Path) -> anyhow::Result<()> {
+    if args.verify {
+        let reason = "--verify needs a model file, a checkpoint has no checksums";
+        return Err(Usage(format!("{}: {reason}", args.model.display())).into());
+    }
+    let (spec, ignored) = tidbit_convert::spec_from_config(config)?;
+    let plan = |quant| Plan::of_spec(&spec, quant).map_err(|e| anyhow::anyhow!("{}: {e}", config.display()));
+    let plans = QuantType::ALL.into_iter().map(plan).collect::<Result<Vec<_>, _>>()?;
+    if args.json {
+        let mut value = describe_json(&spec);
+        value["file"] = json!(config);
+        value["ignored_fields"] = json!(ignored);
+        let predicted = plans.iter().map(|plan| {
+            json!({ "quant": plan.quant.name(), "bytes": plan.file_bytes, "bits_per_weight": plan.bits_per_weight })
+        });
+        value["predicted"] = predicted.collect();
+        if args.tensors {
+            value["tensors"] = spec.tensors().iter().map(|t| json!({ "name": t.name, "shape": t.shape })).collect();
+        }
+        return print_json(&value);
+    }
+
+    let mut text = describe(&spec);
+    let _ = writeln!(text, "model file, without a tokenizer");
+    for plan in &plans {
+        let size = DecimalBytes(plan.file_bytes).to_string();
+        let _ = writeln!(text, "  {:<10}  {size:>10}, {:.3} bits per weight", plan.quant, plan.bits_per_weight);
+    }
+    if !ignored.is_empty() {
+        let _ = writeln!(text, "no effect     {}", ignored.join(", "));
+    }
+    if args.tensors {
+        let _ = writeln!(text, "tensors");
+        for tensor in spec.tensors() {
+            let _ = writeln!(text, "  {}  {:?}", tensor.name, tensor.shape);
+        }
+    }
+    print(&text)
+}
+
+/// The architecture, for people.
+fn describe(spec: &Spec) -> String {
+    let (a, mlp) = (&spec.attention, &spec.mlp);
+    let (total, inner) = parameters(spec);
+    let position = match &spec.position {
+        Position::Learned => "learned".into(),
+        Position::Rotary(r) => format!("rotary, {} of {} dimensions, theta {}", r.dims, a.head_dim, r.theta),
+    };
+    let norm = match spec.norm.kind {
+        NormKind::LayerNorm => "layer norm",
+    };
+    let residual = match spec.residual {
+        Residual::Sequential => "sequential",
+        Residual::Parallel => "parallel",
+    };
+    let head = match spec.head {
+        Head::Tied => "tied to the embedding",
+        Head::Untied => "its own matrix",
+    };
+    let kv = bytes_per_token(spec) as u64;
+    let full = kv.saturating_mul(spec.context_length as u64);
+    format!(
+        "architecture  {}, {} layers, {} wide
+attention     {} heads ({} key-value) of {}
+mlp           {} wide, {}
+norm          {norm}, eps {:e}; {residual} residual
+positions     {position}
+vocabulary    {} tokens, head {head}
+context       {} tokens, cache {kv} bytes a token ({} when full)
+parameters    {} ({} without embedding and head)
+",
+        spec.family,
+        spec.n_layers,
+        spec.d_model,
+        a.n_heads,
+        a.n_kv_heads,
+        a.head_dim,
+        mlp.ffn_dim,
+        activation(mlp.activation),
+        spec.norm.eps,
+        HumanCount(spec.vocab_size as u64),
+        HumanCount(spec.context_length as u64),
+        DecimalBytes(full),
+        HumanCount(total),
+        HumanCount(inner),
+    )
+}
+
+fn activation(activation: Activation) -> &'static str {
+    match activation {
+        Activation::Relu => "ReLU",
+        Activation::ReluSquared => "squared ReLU",
+        Activation::GeluErf => "GELU (exact)",
+        Activation::GeluTanh => "GELU (tanh)",
+        Activation::GeluQuick => "GELU (sigmoid)",
+        Activation::Silu => "SiLU",
+        Activation::Tanh => "tanh",
+    }
+}
+
+/// The same for scripts.
+fn describe_json(spec: &Spec) -> Value {
+    let (total, inner) = parameters(spec);
+    json!({
+        "architecture": spec,
+        "parameters": total,
+        "parameters_without_embeddings": inner,
+        "context_length": spec.context_length,
+        "kv_cache_bytes_per_token": bytes_per_token(spec),
+    })
+}

@@ -1,0 +1,91 @@
+//! `tidbit convert` and `tidbit inspect`.
+
+mod cli_support;
+
+use cli_support::{checkpoint, fails, json, model, names, scratch, succeeds, tidbit};
+
+#[test]
+fn converts_to_every_quant_type() {
+    let out = scratch();
+    let mut sizes = Vec::new();
+    for quant in ["f32", "f16", "q8", "q4"] {
+        let path = out.path().join(format!("{quant}.tidbit"));
+        let mut command = tidbit(["convert", "--json", "--quant", quant]);
+        let report = json(command.arg(checkpoint()).arg("-o").arg(&path));
+        assert_eq!(report["quant"], quant);
+        assert_eq!(report["parameters"], 6_967_296);
+        assert_eq!(report["file_bytes"], std::fs::metadata(&path).unwrap().len());
+        let inspected = json(tidbit(["inspect", "--json", "--verify", "--tensors"]).arg(&path));
+        assert_eq!(inspected["parameters"], 6_967_296);
+        assert_eq!(inspected["bits_per_weight"], report["bits_per_weight"]);
+        assert_eq!(inspected["tensors"].as_array().unwrap().len(), 77);
+        assert_eq!(inspected["verified"]["tensors"], 77);
+        assert_eq!(inspected["tokenizer"]["tokens"], 8192);
+        assert_eq!(inspected["provenance"]["quant"], quant);
+        sizes.push(report["file_bytes"].as_u64().unwrap());
+    }
+    assert!(sizes.is_sorted_by(|a, b| a > b), "{sizes:?}");
+    assert_eq!(names(out.path()).len(), 4, "nothing but the models is left");
+}
+
+#[test]
+fn a_dry_run_tells_the_truth_and_writes_nothing() {
+    let out = scratch();
+    let path = out.path().join("m.tidbit");
+    let mut dry = tidbit(["convert", "--dry-run", "--json"]);
+    let dry = json(dry.arg(checkpoint()).arg("-o").arg(&path));
+    assert_eq!(names(out.path()), [] as [&str; 0]);
+    assert_eq!(dry["output"], serde_json::Value::Null);
+    assert_eq!(dry["file_bytes"], std::fs::metadata(model()).unwrap().len());
+    let text = succeeds(tidbit(["convert", "--dry-run", "--quant", "q4"]).arg(checkpoint()));
+    assert!(text.stdout.contains("nothing written") && text.stdout.contains("bits per weight"), "{}", text.stdout);
+}
+
+#[test]
+fn lists_ignored_fields_once() {
+    let written = succeeds(tidbit(["convert", "--dry-run"]).arg(checkpoint()));
+    assert_eq!(written.stderr.matches("resid_pdrop").count(), 1, "{}", written.stderr);
+    assert!(!written.stderr.contains("activation_function"), "{}", written.stderr);
+    assert!(!written.stdout.contains("resid_pdrop"), "{}", written.stdout);
+}
+
+#[test]
+fn replaces_an_existing_file() {
+    let out = scratch();
+    let path = out.path().join("m.tidbit");
+    std::fs::write(&path, "something else").unwrap();
+    succeeds(tidbit(["convert"]).arg(checkpoint()).arg("-o").arg(&path));
+    assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(model()).unwrap(), "conversion is deterministic");
+    assert_eq!(names(out.path()), ["m.tidbit"]);
+}
+
+#[test]
+fn inspects_a_config_that_has_no_weights() {
+    let config = checkpoint().join("config.json");
+    let value = json(tidbit(["inspect", "--json"]).arg(&config));
+    assert_eq!(value["parameters"], 6_967_296);
+    // Without the token table (8192 x 256) and the positions (512 x 256).
+    assert_eq!(value["parameters_without_embeddings"], 6_967_296 - 8192 * 256 - 512 * 256);
+    assert_eq!(value["context_length"], 512);
+    assert_eq!(value["kv_cache_bytes_per_token"], 6 * 2 * 256 * 2);
+    assert_eq!(value["predicted"].as_array().unwrap().len(), 4);
+    assert_eq!(value, json(tidbit(["inspect", "--json"]).arg(checkpoint())), "the folder says the same");
+
+    // What it predicts is what convert plans, apart from the tokenizer and the list of sources.
+    let plan = json(tidbit(["convert", "--dry-run", "--json", "--quant", "q4"]).arg(checkpoint()));
+    assert_eq!(value["predicted"][3]["quant"], "q4");
+    assert_eq!(value["predicted"][3]["bits_per_weight"], plan["bits_per_weight"]);
+}
+
+#[test]
+fn inspects_for_people() {
+    let text = succeeds(tidbit(["inspect", "--tensors", "--verify"]).arg(model())).stdout;
+    for part in
+        ["gpt2, 6 layers", "6,967,296", "layers.5.mlp.down.weight", "bits per weight", "every checksum is right"]
+    {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
+    let text = succeeds(tidbit(["inspect"]).arg(checkpoint())).stdout;
+    assert!(text.contains("q4") && text.contains("GELU (tanh)"), "{text}");
+    fails(tidbit(["inspect", "--verify"]).arg(checkpoint()), 2, &["--verify"]);
+}
