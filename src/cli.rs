@@ -1,6 +1,7 @@
 //! The command line: flags, their help and their examples. Values that the runtime checks (a
 //! temperature, a number of threads) are passed on as they are, so that there is one rule for them.
 
+use crate::bench::BenchArgs;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use tidbit_runtime::quant::QuantType;
@@ -31,6 +32,7 @@ pub(crate) enum Command {
     Run(RunArgs),
     Inspect(InspectArgs),
     Perplexity(PerplexityArgs),
+    Bench(BenchArgs),
 }
 
 /// Turn a trained checkpoint into one model file.

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod cache;
 mod cli;
 mod commands;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         cli::Command::Run(args) => commands::run::run(&args),
         cli::Command::Inspect(args) => commands::inspect::run(&args),
         cli::Command::Perplexity(args) => commands::perplexity::run(&args),
+        cli::Command::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

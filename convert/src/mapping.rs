@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Dtype, SourceTensor, Weights};
 use crate::error::ConvertError;
-use crate::family::{Described, Family, Order, fill, matches};
+use crate::family::{Described, Family, Order, layer_of};
 use std::collections::BTreeSet;
 use std::path::Path;
 use tidbit_runtime::spec::{Head, TensorDecl};
@@ -57,7 +57,7 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
     let head_names = candidates(family, HEAD).map(|(_, names)| names).unwrap_or_default();
     for (name, source) in weights.tensors.iter().filter(|(name, _)| !used.contains(name.as_str())) {
         let bare = name.strip_prefix(family.prefix).unwrap_or(name);
-        if family.buffers.iter().any(|pattern| matches(pattern, bare).is_some()) {
+        if family.buffers.iter().any(|pattern| layer_of(pattern, bare).is_some()) {
             continue;
         }
         if spec.head == Head::Tied && spare_head.is_none() && head_names.contains(name) {
@@ -76,8 +76,8 @@ const HEAD: &str = "head.weight";
 
 /// The names that one of our tensors may have in a checkpoint.
 fn candidates(family: &Family, ours: &str) -> Option<(Order, Vec<String>)> {
-    let (rule, layer) = family.rules.iter().find_map(|rule| Some((rule, matches(rule.ours, ours)?)))?;
-    let bare = rule.theirs.iter().map(|name| fill(name, layer));
+    let (rule, layer) = family.rules.iter().find_map(|rule| Some((rule, layer_of(rule.ours, ours)?)))?;
+    let bare = rule.theirs.iter().map(|name| name.replacen("{}", layer, 1));
     let names = bare.flat_map(|name| {
         let prefixed = format!("{}{name}", family.prefix);
         // The head stands outside the part that the prefix names.

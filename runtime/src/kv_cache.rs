@@ -1,4 +1,4 @@
-//! Keys and values of past tokens, in f16, laid out as the attention kernel reads them.
+//! Keys and values of past tokens, laid out as the attention kernel reads them.
 //!
 //! ```text
 //! layer -> key-value head -> keys   [positions / 16][head_dim][16]
@@ -10,6 +10,7 @@
 //! taken from the system before it is used.
 
 use crate::error::SessionError;
+pub use crate::kernels::CacheType;
 use crate::kernels::{KEYS, Kernels};
 use crate::quant::PANEL_ROWS;
 use crate::spec::{MAX_HEAD_DIM, Spec};
@@ -22,6 +23,7 @@ const SERIAL_TOKENS: usize = 4;
 /// The cache of one session.
 pub struct KvCache {
     memory: MmapMut,
+    cache_type: CacheType,
     n_kv_heads: usize,
     head_dim: usize,
     /// Positions there is room for, a multiple of [`KEYS`].
@@ -29,8 +31,8 @@ pub struct KvCache {
 }
 
 /// Bytes that one token takes in the cache of a model.
-pub fn bytes_per_token(spec: &Spec) -> usize {
-    spec.n_layers * spec.attention.n_kv_heads * elements_per_position(spec.attention.head_dim) * 2
+pub fn bytes_per_token(spec: &Spec, cache_type: CacheType) -> usize {
+    spec.n_layers * spec.attention.n_kv_heads * elements_per_position(spec.attention.head_dim) * cache_type.bytes()
 }
 
 fn elements_per_position(head_dim: usize) -> usize {
@@ -42,16 +44,16 @@ impl KvCache {
     ///
     /// # Errors
     /// When the memory cannot be had.
-    pub fn new(spec: &Spec, context: usize) -> Result<Self, SessionError> {
+    pub fn new(spec: &Spec, cache_type: CacheType, context: usize) -> Result<Self, SessionError> {
         let positions = context.next_multiple_of(KEYS);
-        let bytes = bytes_per_token(spec).saturating_mul(positions);
+        let bytes = bytes_per_token(spec, cache_type).saturating_mul(positions);
         let memory = MmapMut::map_anon(bytes).map_err(|source| SessionError::Memory {
             bytes,
             what: "the key-value cache",
             source,
         })?;
         let a = &spec.attention;
-        Ok(Self { memory, n_kv_heads: a.n_kv_heads, head_dim: a.head_dim, positions })
+        Ok(Self { memory, cache_type, n_kv_heads: a.n_kv_heads, head_dim: a.head_dim, positions })
     }
 
     /// Bytes it takes when full.
@@ -59,19 +61,25 @@ impl KvCache {
         self.memory.len()
     }
 
+    /// Bytes of one head.
     fn head_len(&self) -> usize {
-        self.positions * elements_per_position(self.head_dim)
+        self.positions * elements_per_position(self.head_dim) * self.cache_type.bytes()
+    }
+
+    /// Bytes of the keys of one head.
+    fn keys_len(&self) -> usize {
+        self.positions * self.head_dim * self.cache_type.bytes()
     }
 
     /// Keys and values of one head, as the attention kernel takes them.
     ///
     /// # Panics
     /// When there is no such layer or head.
-    pub fn head(&self, layer: usize, head: usize) -> (&[u16], &[u16]) {
+    pub fn head(&self, layer: usize, head: usize) -> (CacheType, &[u8], &[u8]) {
         assert!(head < self.n_kv_heads, "head {head} of {}", self.n_kv_heads);
         let len = self.head_len();
-        let all: &[u16] = bytemuck::cast_slice(&self.memory);
-        all[(layer * self.n_kv_heads + head) * len..][..len].split_at(self.positions * self.head_dim)
+        let (keys, values) = self.memory[(layer * self.n_kv_heads + head) * len..][..len].split_at(self.keys_len());
+        (self.cache_type, keys, values)
     }
 
     /// Writes keys and values of the tokens at `positions`. `kv` has rows of `stride` elements, one for each token, that start with all keys, then all values.
@@ -87,25 +95,33 @@ impl KvCache {
     ) {
         let (first_position, n_tokens) = (positions.start, positions.len());
         assert!(positions.end <= self.positions, "positions {positions:?} of {}", self.positions);
-        let (head_dim, n_heads, len) = (self.head_dim, self.n_kv_heads, self.head_len());
-        let keys_len = self.positions * head_dim;
-        let padded = head_dim.next_multiple_of(PANEL_ROWS);
-        let all: &mut [u16] = bytemuck::cast_slice_mut(&mut self.memory);
-        let layer = &mut all[layer * n_heads * len..][..n_heads * len];
-        let store_head = |head: usize, cache: &mut [u16]| {
+        let (head_dim, n_heads, len, keys_len) = (self.head_dim, self.n_kv_heads, self.head_len(), self.keys_len());
+        let cache_type = self.cache_type;
+        let layer = &mut self.memory[layer * n_heads * len..][..n_heads * len];
+        let store_head = |head: usize, cache: &mut [u8]| {
             let (keys, values) = cache.split_at_mut(keys_len);
-            let mut halves = [0; MAX_HEAD_DIM];
             for t in 0..n_tokens {
-                let (row, position) = (&kv[t * stride..], first_position + t);
-                kernels.to_f16(&row[head * head_dim..][..head_dim], &mut halves[..head_dim]);
-                let tile = &mut keys[position / PANEL_ROWS * head_dim * PANEL_ROWS..][..head_dim * PANEL_ROWS];
-                for (d, &half) in halves[..head_dim].iter().enumerate() {
-                    tile[d * PANEL_ROWS + position % PANEL_ROWS] = half;
+                let row = &kv[t * stride..];
+                let key = &row[head * head_dim..][..head_dim];
+                let value = &row[(n_heads + head) * head_dim..][..head_dim];
+                match cache_type {
+                    CacheType::F32 => {
+                        put(
+                            bytemuck::cast_slice_mut(keys),
+                            bytemuck::cast_slice_mut(values),
+                            key,
+                            value,
+                            first_position + t,
+                        );
+                    }
+                    CacheType::F16 => {
+                        let (mut k, mut v) = ([0u16; MAX_HEAD_DIM], [0u16; MAX_HEAD_DIM]);
+                        kernels.to_f16(key, &mut k[..head_dim]);
+                        kernels.to_f16(value, &mut v[..head_dim]);
+                        let (k, v) = (&k[..head_dim], &v[..head_dim]);
+                        put(bytemuck::cast_slice_mut(keys), bytemuck::cast_slice_mut(values), k, v, first_position + t);
+                    }
                 }
-                kernels.to_f16(
-                    &row[(n_heads + head) * head_dim..][..head_dim],
-                    &mut values[position * padded..][..head_dim],
-                );
             }
         };
         if n_tokens < SERIAL_TOKENS {
@@ -114,4 +130,14 @@ impl KvCache {
             pool.run_blocks(layer, len, 1, len, &|heads, _, mut cache| store_head(heads.start, cache.row_mut(0)));
         }
     }
+}
+
+/// Puts one key and one value at their position.
+fn put<T: Copy>(keys: &mut [T], values: &mut [T], key: &[T], value: &[T], position: usize) {
+    let head_dim = key.len();
+    let tile = &mut keys[position / PANEL_ROWS * head_dim * PANEL_ROWS..][..head_dim * PANEL_ROWS];
+    for (d, &k) in key.iter().enumerate() {
+        tile[d * PANEL_ROWS + position % PANEL_ROWS] = k;
+    }
+    values[position * head_dim.next_multiple_of(PANEL_ROWS)..][..head_dim].copy_from_slice(value);
 }

@@ -2,11 +2,14 @@
 
 use crate::backend::{Backend, Cpu};
 use crate::error::SessionError;
+use crate::format::Stored;
 use crate::forward::{self, Activations};
 use crate::kernels;
+pub use crate::kv_cache::CacheType;
 use crate::kv_cache::KvCache;
 pub use crate::model::Model;
 use crate::ops::Buffer;
+use crate::quant::QuantType;
 use crate::threads::{MAX_THREADS, available_cores};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -27,6 +30,8 @@ pub struct SessionOptions {
     pub context: Option<usize>,
     /// Threads, the caller's included; one per available core when `None`.
     pub threads: Option<usize>,
+    /// How the cache keeps its numbers; when `None`, in f32 for a model whose weights are all f32, in f16 for others.
+    pub cache_type: Option<CacheType>,
 }
 
 /// One text in progress: a model, its cache and its scratch memory. It belongs to one thread at a time.
@@ -57,10 +62,15 @@ impl Session {
         if threads == 0 || threads > MAX_THREADS {
             return Err(SessionError::Threads { asked: threads, most: MAX_THREADS });
         }
+        let exact = model.file().tensors().all(|(_, record, _)| match record.stored {
+            Stored::Bytes | Stored::Vector => true,
+            Stored::Matrix(quant) => quant == QuantType::F32,
+        });
+        let cache_type = options.cache_type.unwrap_or(if exact { CacheType::F32 } else { CacheType::F16 });
         let max_batch = MAX_BATCH.min(context);
         let backend = Cpu::new(kernels::active()?, threads, spec, max_batch)?;
         Ok(Self {
-            cache: backend.cache(spec, context)?,
+            cache: backend.cache(spec, cache_type, context)?,
             acts: Activations::new(&backend, spec, max_batch),
             logits: backend.buffer(1, spec.vocab_size),
             model: model.clone(),

@@ -117,7 +117,10 @@ impl Layout {
         let (folder, weights) = if about.is_dir() {
             let weights = NAMES.iter().find_map(|&(name, index, kind)| {
                 let file = path.join(name);
-                file.exists().then(|| if index { Source::Index(file, kind) } else { Source::Single(file, kind) })
+                if !file.exists() {
+                    return None;
+                }
+                Some(if index { Source::Index(file, kind) } else { Source::Single(file, kind) })
             });
             (path.to_path_buf(), weights)
         } else {

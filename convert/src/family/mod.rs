@@ -144,19 +144,12 @@ fn head_dim(config: &Config, width: usize, heads: usize, fields: [&str; 2]) -> R
     Ok(head_dim)
 }
 
-/// Whether `name` is `pattern` with a number for `{}`, and which number.
-pub(crate) fn matches(pattern: &str, name: &str) -> Option<Option<usize>> {
-    let Some((before, after)) = pattern.split_once("{}") else { return (pattern == name).then_some(None) };
+/// The layer's number in `name`, when it is `pattern` with a number for `{}`; empty when the pattern has
+/// none.
+pub(crate) fn layer_of<'a>(pattern: &str, name: &'a str) -> Option<&'a str> {
+    let Some((before, after)) = pattern.split_once("{}") else { return (pattern == name).then_some("") };
     let number = name.strip_prefix(before)?.strip_suffix(after)?;
-    if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    number.parse().ok().map(Some)
-}
-
-/// `pattern` with `layer` for `{}`.
-pub(crate) fn fill(pattern: &str, layer: Option<usize>) -> String {
-    layer.map_or_else(|| pattern.into(), |n| pattern.replacen("{}", &n.to_string(), 1))
+    (!number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())).then_some(number)
 }
 
 #[cfg(test)]
@@ -165,12 +158,11 @@ mod tests {
 
     #[test]
     fn patterns_match_one_number() {
-        assert_eq!(matches("h.{}.attn.bias", "h.12.attn.bias"), Some(Some(12)));
-        assert_eq!(matches("h.{}.attn.bias", "h.x.attn.bias"), None);
-        assert_eq!(matches("h.{}.attn.bias", "h..attn.bias"), None);
-        assert_eq!(matches("h.{}.attn.bias", "h.1.attn.c_attn.bias"), None);
-        assert_eq!(matches("wte.weight", "wte.weight"), Some(None));
-        assert_eq!(fill("h.{}.attn.bias", Some(3)), "h.3.attn.bias");
+        assert_eq!(layer_of("h.{}.attn.bias", "h.12.attn.bias"), Some("12"));
+        assert_eq!(layer_of("h.{}.attn.bias", "h.x.attn.bias"), None);
+        assert_eq!(layer_of("h.{}.attn.bias", "h..attn.bias"), None);
+        assert_eq!(layer_of("h.{}.attn.bias", "h.1.attn.c_attn.bias"), None);
+        assert_eq!(layer_of("wte.weight", "wte.weight"), Some(""));
     }
 
     #[test]

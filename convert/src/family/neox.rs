@@ -91,7 +91,7 @@ fn rotary(config: &Config, head_dim: usize) -> Result<Rotary, ConvertError> {
             [("partial_rotary_factor", "rotary_pct", &mut fraction), ("rope_theta", "rotary_emb_base", &mut theta)]
         {
             match (rope.positive(&[field])?, &*value) {
-                (Some(inner), Some(outer)) if inner != *outer => {
+                (Some(inner), Some(outer)) if inner.to_bits() != outer.to_bits() => {
                     return Err(rope.refuse(field, format!("the same as `{plain}`, which is {outer}")));
                 }
                 (Some(inner), _) => *value = Some(inner),

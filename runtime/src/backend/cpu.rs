@@ -1,6 +1,6 @@
 //! The processor: kernels spread over a pool of threads.
 
-use super::{Backend, Epilogue};
+use super::{Backend, CacheType, Epilogue};
 use crate::error::SessionError;
 use crate::kernels::Kernels;
 use crate::kv_cache::KvCache;
@@ -64,8 +64,8 @@ impl Backend for Cpu {
         Buffer::new(max_tokens, cols)
     }
 
-    fn cache(&self, spec: &Spec, context: usize) -> Result<KvCache, SessionError> {
-        KvCache::new(spec, context)
+    fn cache(&self, spec: &Spec, cache_type: CacheType, context: usize) -> Result<KvCache, SessionError> {
+        KvCache::new(spec, cache_type, context)
     }
 
     fn embed(&mut self, weights: &Weights, ids: &[u32], first: usize, out: &mut Buffer) {

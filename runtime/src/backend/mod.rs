@@ -6,7 +6,7 @@
 
 mod cpu;
 
-pub use crate::kernels::Epilogue;
+pub use crate::kernels::{CacheType, Epilogue};
 pub use cpu::Cpu;
 
 use crate::error::SessionError;
@@ -28,7 +28,7 @@ pub trait Backend {
     ///
     /// # Errors
     /// When the memory cannot be had.
-    fn cache(&self, spec: &Spec, context: usize) -> Result<Self::Cache, SessionError>;
+    fn cache(&self, spec: &Spec, cache_type: CacheType, context: usize) -> Result<Self::Cache, SessionError>;
 
     /// `out[t] = embedding[ids[t]] (+ positions[first + t])`.
     fn embed(&mut self, weights: &Weights, ids: &[u32], first: usize, out: &mut Self::Buffer);

@@ -143,6 +143,18 @@ impl ModelFile {
         &self.provenance
     }
 
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// SHA-256 of everything before the tensors, in hexadecimal. It stands for the whole file, since the header has the
+    /// checksum of every tensor.
+    pub fn header_sha256(&self) -> String {
+        let end = self.tensors.values().map(|t| t.range.start).min().unwrap_or(self.bytes.len());
+        sha256_hex(&self.bytes[..end])
+    }
+
     /// Length of the file in bytes.
     pub fn len(&self) -> usize {
         self.bytes.len()

@@ -55,6 +55,25 @@ pub enum Input<'a> {
     Int(&'a [ActBlock]),
 }
 
+/// How keys and values of past tokens are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheType {
+    /// 32-bit floats: exact, for models that are.
+    F32,
+    /// 16-bit floats.
+    F16,
+}
+
+impl CacheType {
+    /// Bytes of one number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
 /// What happens to a product before it is written.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Epilogue {
@@ -99,10 +118,10 @@ struct AttentionArgs {
     first_position: usize,
     scale: f32,
     head_dim: usize,
-    /// f16 `[positions / 16][head_dim][16]`.
-    k: *const u16,
-    /// f16 `[positions][v_stride]`, each padded to 16 elements.
-    v: *const u16,
+    /// `[positions / 16][head_dim][16]`, in the cache's type.
+    k: *const u8,
+    /// `[positions][v_stride]`, each padded to 16 elements.
+    v: *const u8,
     v_stride: usize,
     /// `[n_queries][head_dim]`, `out_stride` apart.
     out: *mut f32,
@@ -118,11 +137,16 @@ struct Row {
     f16: [GemmFn; 2],
     q8: [GemmFn; 2],
     q4: [GemmFn; 2],
-    attention: unsafe fn(&AttentionArgs),
+    /// By [`CacheType`].
+    attention: [unsafe fn(&AttentionArgs); 2],
     layer_norm: unsafe fn(*const f32, usize, *const f32, *const f32, f32, *mut f32),
     quantize: unsafe fn(*const f32, usize, *mut ActBlock),
     to_f16: unsafe fn(*const f32, usize, *mut u16),
     activate: unsafe fn(Activation, *mut f32, usize),
+    read: unsafe fn(*const u8, usize) -> f32,
+    multiply: unsafe fn(usize) -> f32,
+    /// Operands that `multiply` multiplies in a round.
+    peak_operands: usize,
     /// Matrix products so far, counted by the functions themselves: tests see that a forced row really ran.
     #[cfg(debug_assertions)]
     products: &'static std::sync::atomic::AtomicUsize,
@@ -131,13 +155,14 @@ struct Row {
 /// Makes the row of an instruction set: each generic kernel inside a function that enables the features.
 ///
 /// The numbers are tile sizes, chosen for the registers there are: panels x tokens of integer and of float products;
-/// queries, key tiles and value vectors of attention.
+/// queries, key tiles and value vectors of attention; operands of the peak measurement.
 macro_rules! instantiate {
     ($module:ident, $simd:ty, $(#[$feature:meta])*
-     int $ip:literal x $it:literal, float $fp:literal x $ft:literal, attention $q:literal $k:literal $v:literal) => {
+     int $ip:literal x $it:literal, float $fp:literal x $ft:literal, attention $q:literal $k:literal $v:literal,
+     peak $pw:literal x $px:literal) => {
         #[expect(clippy::undocumented_unsafe_blocks, reason = "features are enabled here, pointers the caller's promise")]
         mod $module {
-            use super::generic::{attention, gemm_float, gemm_int, rows};
+            use super::generic::{attention, ceilings, gemm_float, gemm_int, rows};
             use super::{ActBlock, AttentionArgs, GemmArgs, Row};
             use crate::spec::Activation;
 
@@ -193,8 +218,12 @@ macro_rules! instantiate {
                 unsafe { gemm_int::gemm::<S, Q4, $ip, $it>(args) }
             }
             $(#[$feature])*
-            unsafe fn attend(args: &AttentionArgs) {
-                unsafe { attention::attention::<S, $q, $k, $v>(args) }
+            unsafe fn attend_f32(args: &AttentionArgs) {
+                unsafe { attention::attention::<S, attention::Single, $q, $k, $v>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn attend_f16(args: &AttentionArgs) {
+                unsafe { attention::attention::<S, attention::Half, $q, $k, $v>(args) }
             }
             $(#[$feature])*
             unsafe fn layer_norm(x: *const f32, n: usize, w: *const f32, b: *const f32, eps: f32, out: *mut f32) {
@@ -213,16 +242,28 @@ macro_rules! instantiate {
                 unsafe { rows::activate::<S>(kind, x, n) }
             }
 
+            $(#[$feature])*
+            unsafe fn read(p: *const u8, lines: usize) -> f32 {
+                unsafe { ceilings::read::<S>(p, lines) }
+            }
+            $(#[$feature])*
+            unsafe fn multiply(rounds: usize) -> f32 {
+                unsafe { ceilings::multiply::<S, $pw, $px>(rounds) }
+            }
+
             pub(super) static ROW: Row = Row {
                 f32: [f32_one, f32_many],
                 f16: [f16_one, f16_many],
                 q8: [q8_one, q8_many],
                 q4: [q4_one, q4_many],
-                attention: attend,
+                attention: [attend_f32, attend_f16],
                 layer_norm,
                 quantize,
                 to_f16,
                 activate,
+                read,
+                multiply,
+                peak_operands: $pw * $px,
                 #[cfg(debug_assertions)]
                 products: &PRODUCTS,
             };
@@ -230,15 +271,15 @@ macro_rules! instantiate {
     };
 }
 
-instantiate!(scalar_row, crate::kernels::scalar::Scalar, int 1 x 1, float 1 x 1, attention 1 1 1);
+instantiate!(scalar_row, crate::kernels::scalar::Scalar, int 1 x 1, float 1 x 1, attention 1 1 1, peak 1 x 1);
 #[cfg(target_arch = "x86_64")]
 instantiate!(avx2_row, crate::kernels::x86_64::avx2::Avx2,
     #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
-    int 1 x 3, float 1 x 6, attention 4 1 1);
+    int 1 x 3, float 1 x 6, attention 4 1 1, peak 2 x 2);
 #[cfg(target_arch = "x86_64")]
 instantiate!(avx512_row, crate::kernels::x86_64::avx512::Avx512,
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
-    int 2 x 6, float 2 x 8, attention 6 4 4);
+    int 2 x 6, float 2 x 8, attention 6 4 4, peak 4 x 5);
 
 /// An instruction set that this processor runs.
 #[derive(Clone, Copy)]
@@ -420,11 +461,24 @@ impl Kernels {
         unsafe { (self.row.activate)(kind, x.as_mut_ptr(), x.len()) }
     }
 
+    /// Reads every whole line of 64 bytes of `bytes` once, as fast as this instruction set can; the result depends on all.
+    pub fn read(self, bytes: &[u8]) -> f32 {
+        // SAFETY: `self` proves the features; only whole lines inside `bytes` are read.
+        unsafe { (self.row.read)(bytes.as_ptr(), bytes.len() / 64) }
+    }
+
+    /// Runs at least `n` 8-bit multiply-adds as fast as this instruction set can, and returns how many it ran.
+    pub fn multiply(self, n: u64) -> u64 {
+        let rounds = (n / (64 * self.row.peak_operands as u64)).max(1);
+        // SAFETY: `self` proves the features.
+        std::hint::black_box(unsafe { (self.row.multiply)(rounds as usize) });
+        rounds * 64 * self.row.peak_operands as u64
+    }
+
     /// Causal attention of one head: `out[i] = sum over j <= position of softmax(scale * q[i] . k[j]) v[j]`.
     ///
     /// `q` holds the queries of tokens at `first_position..`, one for each row of `out`, `q_stride` apart; `k` is
-    /// `[positions / 16][head_dim][16]` and `v` `[positions][head_dim padded to 16]`, both f16, positions padded to
-    /// [`KEYS`].
+    /// `[positions / 16][head_dim][16]` and `v` `[positions][head_dim padded to 16]`, positions padded to [`KEYS`].
     ///
     /// # Panics
     /// When lengths do not fit together.
@@ -433,7 +487,7 @@ impl Kernels {
         (q, q_stride): (&[f32], usize),
         first_position: usize,
         scale: f32,
-        (k, v): (&[u16], &[u16]),
+        (cache_type, k, v): (CacheType, &[u8], &[u8]),
         out: &mut BlockMut<'_, f32>,
     ) {
         let (n_queries, head_dim) = (out.n_rows(), out.n_cols());
@@ -444,7 +498,11 @@ impl Kernels {
         let v_stride = head_dim.next_multiple_of(PANEL_ROWS);
         assert!(head_dim <= MAX_HEAD_DIM, "a head of {head_dim}");
         assert!(q.len() >= (n_queries - 1) * q_stride + head_dim, "length of the queries");
-        assert!(k.len() >= positions * head_dim && v.len() >= positions * v_stride, "length of the cache");
+        let bytes = cache_type.bytes();
+        assert!(
+            k.len() >= positions * head_dim * bytes && v.len() >= positions * v_stride * bytes,
+            "length of the cache"
+        );
         let args = AttentionArgs {
             q: q.as_ptr(),
             q_stride,
@@ -459,7 +517,7 @@ impl Kernels {
             out: out.as_mut_ptr(),
         };
         // SAFETY: `self` proves the features; lengths asserted.
-        unsafe { (self.row.attention)(&args) }
+        unsafe { self.row.attention[cache_type as usize](&args) }
     }
 }
 

@@ -133,27 +133,46 @@ proptest! {
     fn attention_has_the_same_bits_on_every_isa_and_for_any_grouping(
         head_dim in 1usize..80, first in 0usize..150, n in 1usize..20, seed: u64
     ) {
-        let expected = attend(*all().last().unwrap(), head_dim, first, n, seed, n);
+        let expected = attend((*all().last().unwrap(), CacheType::F16), head_dim, first, n, seed, n);
         for k in all() {
-            for together in [1, 2, n] {
-                let found = attend(k, head_dim, first, n, seed, together);
-                prop_assert_eq!(bits(&found), bits(&expected), "{} {} at a time", k.name(), together);
+            for (together, cache_type) in [(1, CacheType::F16), (2, CacheType::F32), (n, CacheType::F16), (n, CacheType::F32)] {
+                let found = attend((k, cache_type), head_dim, first, n, seed, together);
+                prop_assert_eq!(bits(&found), bits(&expected), "{} {} at a time in {:?}", k.name(), together, cache_type);
             }
         }
     }
 }
 
-/// Attention of `n` queries from position `first`, `together` at a time.
-fn attend(kernels: Kernels, head_dim: usize, first: usize, n: usize, seed: u64, together: usize) -> Vec<f32> {
+/// Attention of `n` queries from position `first`, `together` at a time, over keys and values that are f16 numbers.
+fn attend(
+    (kernels, cache_type): (Kernels, CacheType),
+    head_dim: usize,
+    first: usize,
+    n: usize,
+    seed: u64,
+    together: usize,
+) -> Vec<f32> {
     let positions = (first + n).next_multiple_of(KEYS);
     let v_stride = head_dim.next_multiple_of(PANEL_ROWS);
-    let half = |x: Vec<f32>| x.iter().map(|&v| half::f16::from_f32(v).to_bits()).collect::<Vec<_>>();
+    let half = |x: Vec<f32>| {
+        let halves = x.iter().map(|&v| half::f16::from_f32(v));
+        match cache_type {
+            CacheType::F16 => halves.flat_map(half::f16::to_le_bytes).collect::<Vec<u8>>(),
+            CacheType::F32 => halves.flat_map(|h| h.to_f32().to_le_bytes()).collect(),
+        }
+    };
     let k = half(values(positions * head_dim, seed));
     let v = half(values(positions * v_stride, seed ^ 1));
     let q = values(n * head_dim, seed ^ 2);
     let mut out = vec![0.0; n * head_dim];
     Pool::new(1).unwrap().run_blocks(&mut out, head_dim, together, head_dim, &|rows, _, mut block| {
-        kernels.attention((&q[rows.start * head_dim..], head_dim), first + rows.start, 0.3, (&k, &v), &mut block);
+        kernels.attention(
+            (&q[rows.start * head_dim..], head_dim),
+            first + rows.start,
+            0.3,
+            (cache_type, &k, &v),
+            &mut block,
+        );
     });
     out
 }
@@ -161,7 +180,7 @@ fn attend(kernels: Kernels, head_dim: usize, first: usize, n: usize, seed: u64, 
 #[test]
 fn attention_is_right() {
     let (head_dim, first, n, seed) = (20, 100, 3, 5);
-    let found = attend(*all().last().unwrap(), head_dim, first, n, seed, n);
+    let found = attend((*all().last().unwrap(), CacheType::F16), head_dim, first, n, seed, n);
     let positions = (first + n).next_multiple_of(KEYS);
     let round = |x: Vec<f32>| x.iter().map(|&v| f64::from(half::f16::from_f32(v).to_f32())).collect::<Vec<_>>();
     let k = round(values(positions * head_dim, seed));

@@ -1,4 +1,4 @@
-//! Causal attention of consecutive queries of one head over the f16 cache, block by block with a running softmax
+//! Causal attention of consecutive queries of one head over the cache, block by block with a running softmax
 //! (Milakov & Gimelshein 2018, arXiv:1805.02867), so no matrix of scores is ever made.
 //!
 //! Blocks start at multiples of [`KEYS`] positions counted from the start of the text. A query therefore sees the same
@@ -13,20 +13,52 @@ use crate::spec::MAX_HEAD_DIM;
 pub(crate) const KEYS: usize = 64;
 const KEY_TILES: usize = KEYS / LANES;
 
+/// How keys and values are kept.
+pub(in crate::kernels) trait Element<S: Simd> {
+    /// One number.
+    type Raw;
+    /// The 16 numbers at `p`.
+    unsafe fn load(p: *const Self::Raw) -> S::F;
+}
+
+/// f16.
+pub(in crate::kernels) struct Half;
+
+impl<S: Simd> Element<S> for Half {
+    type Raw = u16;
+    #[inline(always)]
+    unsafe fn load(p: *const u16) -> S::F {
+        // SAFETY: passed on.
+        unsafe { S::load_f16(p) }
+    }
+}
+
+/// f32.
+pub(in crate::kernels) struct Single;
+
+impl<S: Simd> Element<S> for Single {
+    type Raw = f32;
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> S::F {
+        // SAFETY: passed on.
+        unsafe { S::load(p) }
+    }
+}
+
 /// All queries, `Q` at a time; scores of `K` tiles of 16 keys and `V` vectors of the output are held in registers.
 #[inline(always)]
-pub(in crate::kernels) unsafe fn attention<S: Simd, const Q: usize, const K: usize, const V: usize>(
+pub(in crate::kernels) unsafe fn attention<S: Simd, E: Element<S>, const Q: usize, const K: usize, const V: usize>(
     args: &AttentionArgs,
 ) {
     let mut query = 0;
     // SAFETY: the caller's arguments cover all queries, and the keys and values up to the last of them.
     unsafe {
         while query + Q <= args.n_queries {
-            Group::<S, Q>::new(args, query).run::<K, V>();
+            Group::<S, Q>::new(args, query).run::<E, K, V>();
             query += Q;
         }
         while query < args.n_queries {
-            Group::<S, 1>::new(args, query).run::<KEY_TILES, V>();
+            Group::<S, 1>::new(args, query).run::<E, KEY_TILES, V>();
             query += 1;
         }
     }
@@ -72,7 +104,7 @@ impl<'a, S: Simd, const Q: usize> Group<'a, S, Q> {
     }
 
     #[inline(always)]
-    unsafe fn run<const K: usize, const V: usize>(&mut self) {
+    unsafe fn run<E: Element<S>, const K: usize, const V: usize>(&mut self) {
         let first = self.args.first_position + self.query;
         let n_keys = first + Q;
         // SAFETY: the arguments cover the keys and values of `n_keys` positions, rounded up to a block.
@@ -80,7 +112,7 @@ impl<'a, S: Simd, const Q: usize> Group<'a, S, Q> {
             for base in (0..n_keys).step_by(KEYS) {
                 for tile in (0..KEY_TILES).step_by(K) {
                     if base + tile * LANES < n_keys {
-                        self.score::<K>(base / LANES, tile);
+                        self.score::<E, K>(base / LANES, tile);
                     }
                 }
                 for i in 0..Q {
@@ -90,10 +122,10 @@ impl<'a, S: Simd, const Q: usize> Group<'a, S, Q> {
                 let vectors = self.args.head_dim.div_ceil(LANES);
                 let whole = vectors / V * V;
                 for vector in (0..whole).step_by(V) {
-                    self.weigh::<V>(base, n_values, vector);
+                    self.weigh::<E, V>(base, n_values, vector);
                 }
                 for vector in whole..vectors {
-                    self.weigh::<1>(base, n_values, vector);
+                    self.weigh::<E, 1>(base, n_values, vector);
                 }
             }
             self.finish();
@@ -102,15 +134,15 @@ impl<'a, S: Simd, const Q: usize> Group<'a, S, Q> {
 
     /// Scores of the 16 keys of each of `K` tiles.
     #[inline(always)]
-    unsafe fn score<const K: usize>(&mut self, block_tile: usize, tile: usize) {
+    unsafe fn score<E: Element<S>, const K: usize>(&mut self, block_tile: usize, tile: usize) {
         let tile_len = self.args.head_dim * LANES;
         // SAFETY: the cache is padded to whole blocks.
         unsafe {
-            let keys = self.args.k.add((block_tile + tile) * tile_len);
+            let keys = self.args.k.cast::<E::Raw>().add((block_tile + tile) * tile_len);
             let mut dots = [[S::splat(0.0); K]; Q];
             for d in 0..self.args.head_dim {
                 for k in 0..K {
-                    let key = S::load_f16(keys.add(k * tile_len + d * LANES));
+                    let key = E::load(keys.add(k * tile_len + d * LANES));
                     for i in 0..Q {
                         dots[i][k] = S::fma(key, S::splat(self.q[i][d]), dots[i][k]);
                     }
@@ -162,11 +194,11 @@ impl<'a, S: Simd, const Q: usize> Group<'a, S, Q> {
 
     /// Adds the values of a block's first `n` positions, weighted, to `V` vectors of the output.
     #[inline(always)]
-    unsafe fn weigh<const V: usize>(&mut self, base: usize, n: usize, vector: usize) {
+    unsafe fn weigh<E: Element<S>, const V: usize>(&mut self, base: usize, n: usize, vector: usize) {
         let stride = self.args.v_stride;
         // SAFETY: the cache holds `n` values from `base` on, each padded to whole vectors.
         unsafe {
-            let values = self.args.v.add(base * stride + vector * LANES);
+            let values = self.args.v.cast::<E::Raw>().add(base * stride + vector * LANES);
             let mut sums = [[S::splat(0.0); V]; Q];
             for i in 0..Q {
                 for v in 0..V {
@@ -175,7 +207,7 @@ impl<'a, S: Simd, const Q: usize> Group<'a, S, Q> {
             }
             for j in 0..n {
                 for v in 0..V {
-                    let value = S::load_f16(values.add(j * stride + v * LANES));
+                    let value = E::load(values.add(j * stride + v * LANES));
                     for i in 0..Q {
                         sums[i][v] = S::fma(value, S::splat(self.scores[i][j]), sums[i][v]);
                     }

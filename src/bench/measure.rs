@@ -1,0 +1,214 @@
+//! The stopwatch: prefill, decode, and the machine's own ceilings in the same breath.
+
+use anyhow::Result;
+use serde::Serialize;
+use std::time::Instant;
+use tidbit_runtime::format::Stored;
+use tidbit_runtime::kernels::{self, Kernels};
+use tidbit_runtime::kv_cache::{self, CacheType};
+use tidbit_runtime::session::{Model, Session};
+use tidbit_runtime::threads::Pool;
+
+/// One measurement.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Run {
+    /// `prefill` or `decode`.
+    pub(crate) phase: &'static str,
+    /// The quant type that `convert` was asked for.
+    pub(crate) quant: String,
+    pub(crate) threads: usize,
+    /// Tokens timed in each repetition.
+    pub(crate) n_tokens: usize,
+    /// Tokens in the cache before those.
+    pub(crate) depth: usize,
+    /// Sequences at once.
+    pub(crate) batch: usize,
+    /// Median.
+    pub(crate) tokens_per_s: f64,
+    pub(crate) p5: f64,
+    pub(crate) p95: f64,
+    /// Bytes of weights and cache that a token needs, times tokens per second (decode).
+    pub(crate) read_gb_per_s: Option<f64>,
+    /// Multiply-adds of the matrix products, counted as two, per second (prefill).
+    pub(crate) int8_tops: Option<f64>,
+    /// The machine's own figure for the same bytes, or the same operations, with as many threads: median.
+    pub(crate) roof: Option<f64>,
+    /// The median of the fractions of the roof, each against the roof measured next to it.
+    pub(crate) roof_fraction: Option<f64>,
+}
+
+/// The ceilings of this machine with a number of threads.
+pub(crate) struct Machine {
+    kernels: Kernels,
+    pool: Pool,
+}
+
+impl Machine {
+    pub(crate) fn new(threads: usize) -> Result<Self> {
+        Ok(Self { kernels: kernels::active()?, pool: Pool::new(threads)? })
+    }
+
+    /// Seconds to read `bytes` once with all threads.
+    fn read_seconds(&mut self, bytes: &[u8]) -> f64 {
+        let part = bytes.len().div_ceil(self.pool.n_threads() * 8).next_multiple_of(64);
+        let parts: Vec<&[u8]> = bytes.chunks(part).collect();
+        let start = Instant::now();
+        self.pool.run(parts.len(), &|i| {
+            std::hint::black_box(self.kernels.read(parts[i]));
+        });
+        start.elapsed().as_secs_f64()
+    }
+
+    /// 8-bit operations per second, in 10^12, a multiply-add counted as two.
+    fn int8_tops(&mut self) -> f64 {
+        let threads = self.pool.n_threads();
+        let done = std::sync::atomic::AtomicU64::new(0);
+        let start = Instant::now();
+        self.pool.run(threads * 4, &|_| {
+            done.fetch_add(self.kernels.multiply(1 << 28), std::sync::atomic::Ordering::Relaxed);
+        });
+        2.0 * done.into_inner() as f64 / start.elapsed().as_secs_f64() / 1e12
+    }
+}
+
+/// What a token costs: bytes of matrices that decode reads, and multiply-adds of the blocks and of the head.
+struct Cost {
+    matrix_bytes: usize,
+    block_macs: usize,
+    head_macs: usize,
+}
+
+fn cost(model: &Model) -> Cost {
+    let tied = !model.file().tensors().any(|(name, _, _)| name == "head.weight");
+    let mut cost = Cost { matrix_bytes: 0, block_macs: 0, head_macs: 0 };
+    for (name, record, bytes) in model.file().tensors() {
+        let macs = record.shape.iter().product::<usize>();
+        // Single rows of the embeddings are read, unless the embedding is the head too.
+        let head = name == "head.weight" || (name == "embed.tokens" && tied);
+        let read = head || (!name.starts_with("embed.") && record.stored != Stored::Bytes);
+        cost.matrix_bytes += if read { bytes } else { 0 };
+        if matches!(record.stored, Stored::Matrix(_)) && read {
+            *(if head { &mut cost.head_macs } else { &mut cost.block_macs }) += macs;
+        }
+    }
+    cost
+}
+
+/// Any ids do: speed does not depend on them.
+fn ids(model: &Model, n: usize) -> Vec<u32> {
+    let vocab = model.spec().vocab_size;
+    (0..n).map(|i| u32::try_from(i * 7919 % vocab).unwrap_or(0)).collect()
+}
+
+/// Runs `n_tokens` at once.
+pub(crate) fn prefill(
+    session: &mut Session,
+    machine: &mut Machine,
+    n_tokens: usize,
+    repetitions: usize,
+) -> Result<Run> {
+    let (model, ids) = (session.model().clone(), ids(session.model(), n_tokens));
+    let cost = cost(&model);
+    let tera_ops = 2.0 * (cost.block_macs * n_tokens + cost.head_macs) as f64 / 1e12;
+    let integer = model.weights().layers.first().is_some_and(|l| l.qkv.weight.quant().is_integer());
+    let mut samples = Vec::new();
+    for repetition in 0..=repetitions {
+        let roof = if integer { machine.int8_tops() } else { f64::NAN };
+        session.rewind(0);
+        let start = Instant::now();
+        session.append(&ids)?;
+        if repetition > 0 {
+            samples.push((start.elapsed().as_secs_f64(), roof));
+        }
+    }
+    let rates: Vec<f64> = samples.iter().map(|(seconds, _)| n_tokens as f64 / seconds).collect();
+    let fractions: Vec<f64> = samples.iter().map(|(seconds, roof)| tera_ops / seconds / roof).collect();
+    let roofs: Vec<f64> = samples.iter().map(|s| s.1).collect();
+    Ok(Run {
+        phase: "prefill",
+        quant: model.file().provenance().quant.clone(),
+        threads: session.threads(),
+        n_tokens,
+        depth: 0,
+        batch: 1,
+        tokens_per_s: percentile(&rates, 50.0),
+        p5: percentile(&rates, 5.0),
+        p95: percentile(&rates, 95.0),
+        read_gb_per_s: None,
+        int8_tops: integer.then(|| tera_ops / n_tokens as f64 * percentile(&rates, 50.0)),
+        roof: integer.then(|| percentile(&roofs, 50.0)),
+        roof_fraction: integer.then(|| percentile(&fractions, 50.0)),
+    })
+}
+
+/// Runs `n_tokens` one by one after `depth` others.
+pub(crate) fn decode(
+    session: &mut Session,
+    machine: &mut Machine,
+    n_tokens: usize,
+    depth: usize,
+    repetitions: usize,
+) -> Result<Run> {
+    let (model, ids) = (session.model().clone(), ids(session.model(), n_tokens + depth));
+    session.rewind(0);
+    if depth > 0 {
+        session.append(&ids[..depth])?;
+    }
+    let cache_bytes = kv_cache::bytes_per_token(model.spec(), CacheType::F16) * (depth + n_tokens / 2);
+    let bytes = cost(&model).matrix_bytes + cache_bytes;
+    // The model's own pages, where they lie: the same memory that decode reads.
+    let file = model.file().bytes();
+    let same = &file[file.len() - bytes.min(file.len())..];
+    let mut samples = Vec::new();
+    for repetition in 0..=repetitions {
+        let roof = same.len() as f64 / machine.read_seconds(same);
+        session.rewind(depth);
+        let start = Instant::now();
+        for id in &ids[depth..] {
+            session.append(&[*id])?;
+        }
+        if repetition > 0 {
+            samples.push((start.elapsed().as_secs_f64() / n_tokens as f64, roof));
+        }
+    }
+    let rates: Vec<f64> = samples.iter().map(|(seconds, _)| 1.0 / seconds).collect();
+    let fractions: Vec<f64> = samples.iter().map(|(seconds, roof)| bytes as f64 / seconds / roof).collect();
+    let roofs: Vec<f64> = samples.iter().map(|s| s.1 / 1e9).collect();
+    Ok(Run {
+        phase: "decode",
+        quant: model.file().provenance().quant.clone(),
+        threads: session.threads(),
+        n_tokens,
+        depth,
+        batch: 1,
+        tokens_per_s: percentile(&rates, 50.0),
+        p5: percentile(&rates, 5.0),
+        p95: percentile(&rates, 95.0),
+        read_gb_per_s: Some(bytes as f64 * percentile(&rates, 50.0) / 1e9),
+        int8_tops: None,
+        roof: Some(percentile(&roofs, 50.0)),
+        roof_fraction: Some(percentile(&fractions, 50.0)),
+    })
+}
+
+/// The value below which `percent` of the samples lie (nearest rank).
+fn percentile(samples: &[f64], percent: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (percent / 100.0 * (sorted.len() as f64 - 1.0)).round() as usize;
+    sorted.get(rank).copied().unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_samples() {
+        let samples = [3.0, 1.0, 2.0, 5.0, 4.0];
+        assert_eq!(percentile(&samples, 50.0), 3.0);
+        assert_eq!(percentile(&samples, 5.0), 1.0);
+        assert_eq!(percentile(&samples, 95.0), 5.0);
+        assert_eq!(percentile(&[7.0], 50.0), 7.0);
+    }
+}
