@@ -290,8 +290,12 @@ impl Config {
         Ok(self.one_of(&[name], "a list of strings", read)?.unwrap_or_default())
     }
 
-    /// Token ids: a number, a list of them, or none.
-    pub(crate) fn token_ids(&self, name: &str) -> Result<Vec<u32>, ConvertError> {
+    /// Token ids: a number, a list of them, or null for none. An absent field means `default`, if the
+    /// vocabulary has it.
+    pub(crate) fn token_ids(&self, name: &str, default: u32, vocab_size: usize) -> Result<Vec<u32>, ConvertError> {
+        if !self.fields.contains_key(name) {
+            return Ok(Vec::from_iter(Some(default).filter(|&id| (id as usize) < vocab_size)));
+        }
         let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
         let read = |v: &Value| match v {
             Value::Array(list) => list.iter().map(one).collect(),
@@ -393,7 +397,7 @@ mod tests {
             (c.bool("b", true).unwrap_err(), "`b` is \"x\", expected true or false"),
             (c.positive(&["a"]).unwrap_err(), "`a` is -1, expected a positive number"),
             (c.positive(&["e"]).unwrap_err(), "`e` is -0.5, expected a positive number"),
-            (c.token_ids("d").unwrap_err(), "`d` is [1,\"2\"], expected a token id or a list of them"),
+            (c.token_ids("d", 0, 1).unwrap_err(), "`d` is [1,\"2\"], expected a token id or a list of them"),
             (c.required_size(&["z"]).unwrap_err(), "`z` missing, expected a positive whole number"),
         ];
         for (error, expected) in cases {
