@@ -200,3 +200,20 @@ fn shared_torch_checkpoint_has_the_bytes_of_its_storages() {
         assert_eq!(values(&file, name), storage(key), "{name}");
     }
 }
+
+#[test]
+fn a_flipped_byte_never_panics() {
+    let folder = checkpoint(|_| {});
+    let path = folder.path().join("pytorch_model.bin");
+    let whole = std::fs::read(&path).unwrap();
+    // Everything that is structure: the pickle in front, the zip directory at the end.
+    let structure = (0..6000.min(whole.len())).step_by(3).chain(whole.len() - 400..whole.len());
+    let mut refused = 0;
+    for at in structure {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x5a;
+        std::fs::write(&path, bytes).unwrap();
+        refused += usize::from(tidbit_convert::Checkpoint::open(folder.path()).is_err());
+    }
+    assert!(refused > 1000, "{refused} refused");
+}
