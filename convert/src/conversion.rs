@@ -170,7 +170,7 @@ pub fn convert(
     // The sources' checksums are computed beside the conversion, from the same cached pages.
     let stop = AtomicBool::new(false);
     let file_bytes = std::thread::scope(|scope| {
-        let hashing = scope.spawn(|| checkpoint.files.iter().map(|path| hashed(path, &stop)).collect());
+        let hashing = scope.spawn(|| checkpoint.files.iter().map(|path| hashed(path, &stop, cancel)).collect());
         let sources = || hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let written = writer::write(job, output, progress, &mut produce, sources);
         stop.store(true, Ordering::Relaxed);
@@ -188,10 +188,11 @@ fn unhashed(path: &Path) -> Result<SourceFile, ConvertError> {
     Ok(SourceFile { name: name_of(path), bytes, sha256: NO_HASH.into() })
 }
 
-fn hashed(path: &Path, stop: &AtomicBool) -> Result<SourceFile, ConvertError> {
+fn hashed(path: &Path, stop: &AtomicBool, cancel: Cancel<'_>) -> Result<SourceFile, ConvertError> {
     let mut file = File::open(path).map_err(ConvertError::io(path))?;
     let (mut hasher, mut buffer, mut bytes) = (Sha256::new(), vec![0; 1 << 20], 0);
     loop {
+        cancel.check()?;
         if stop.load(Ordering::Relaxed) {
             return Err(ConvertError::Cancelled);
         }

@@ -87,6 +87,23 @@ fn rejects_a_file_cut_anywhere() {
 }
 
 #[test]
+fn a_flipped_byte_of_the_header_never_panics() {
+    let folder = tempfile::tempdir().unwrap();
+    Fake::neox().write(folder.path());
+    let path = folder.path().join("model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let mut refused = 0;
+    for at in 0..8 + length {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x11;
+        std::fs::write(&path, bytes).unwrap();
+        refused += usize::from(tidbit_convert::Checkpoint::open(folder.path()).is_err());
+    }
+    assert!(refused > length * 9 / 10, "{refused} of {length} refused");
+}
+
+#[test]
 fn rejects_offsets_and_types_that_cannot_be() {
     let two = |a: &str, b: &str| format!(r#"{{"a":{a},"b":{b}}}"#);
     let f32s = |from: u64, to: u64| format!(r#"{{"dtype":"F32","shape":[2],"data_offsets":[{from},{to}]}}"#);
@@ -184,6 +201,6 @@ fn hostile_configs_ask_for_no_memory() {
     ] {
         let mut fake = Fake::gpt2();
         fake.set(field, value);
-        assert_names(&after(&fake, |_| {}), &["config.json", expected].map(|p| p)[1..].as_ref());
+        assert_names(&after(&fake, |_| {}), &[expected]);
     }
 }

@@ -200,7 +200,7 @@ fn indexes_that_do_not_match_the_shards_are_refused() {
     let path = folder.path().join("model.safetensors.index.json");
     let good = shard(&Fake::gpt2(), folder.path());
     let name = "transformer.wte.weight";
-    let mut case = |change: &dyn Fn(&mut serde_json::Value), expected: &str| {
+    let case = |change: &dyn Fn(&mut serde_json::Value), expected: &str| {
         let mut index = good.clone();
         change(&mut index);
         std::fs::write(&path, index.to_string()).unwrap();

@@ -10,9 +10,10 @@
 //! taken from the system before it is used.
 
 use crate::error::SessionError;
+use crate::format::{ModelFile, Stored};
 pub use crate::kernels::CacheType;
 use crate::kernels::{KEYS, Kernels};
-use crate::quant::PANEL_ROWS;
+use crate::quant::{PANEL_ROWS, QuantType};
 use crate::spec::{MAX_HEAD_DIM, Spec};
 use crate::threads::Pool;
 use memmap2::MmapMut;
@@ -33,6 +34,16 @@ pub struct KvCache {
 /// Bytes that one token takes in the cache of a model.
 pub fn bytes_per_token(spec: &Spec, cache_type: CacheType) -> usize {
     spec.n_layers * spec.attention.n_kv_heads * elements_per_position(spec.attention.head_dim) * cache_type.bytes()
+}
+
+/// How the cache of a model is kept unless told otherwise: in f32 when all its weights are, so that nothing at all is rounded,
+/// and in f16 for the others.
+pub fn default_type(file: &ModelFile) -> CacheType {
+    let exact = file.tensors().all(|(_, record, _)| match record.stored {
+        Stored::Bytes | Stored::Vector => true,
+        Stored::Matrix(quant) => quant == QuantType::F32,
+    });
+    if exact { CacheType::F32 } else { CacheType::F16 }
 }
 
 fn elements_per_position(head_dim: usize) -> usize {

@@ -2,14 +2,12 @@
 
 use crate::backend::{Backend, Cpu};
 use crate::error::SessionError;
-use crate::format::Stored;
 use crate::forward::{self, Activations};
 use crate::kernels;
 pub use crate::kv_cache::CacheType;
-use crate::kv_cache::KvCache;
+use crate::kv_cache::{self, KvCache};
 pub use crate::model::Model;
 use crate::ops::Buffer;
-use crate::quant::QuantType;
 use crate::threads::{MAX_THREADS, available_cores};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -62,11 +60,7 @@ impl Session {
         if threads == 0 || threads > MAX_THREADS {
             return Err(SessionError::Threads { asked: threads, most: MAX_THREADS });
         }
-        let exact = model.file().tensors().all(|(_, record, _)| match record.stored {
-            Stored::Bytes | Stored::Vector => true,
-            Stored::Matrix(quant) => quant == QuantType::F32,
-        });
-        let cache_type = options.cache_type.unwrap_or(if exact { CacheType::F32 } else { CacheType::F16 });
+        let cache_type = options.cache_type.unwrap_or_else(|| kv_cache::default_type(model.file()));
         let max_batch = MAX_BATCH.min(context);
         let backend = Cpu::new(kernels::active()?, threads, spec, max_batch)?;
         Ok(Self {

@@ -5,7 +5,7 @@ use serde::Serialize;
 use std::time::Instant;
 use tidbit_runtime::format::Stored;
 use tidbit_runtime::kernels::{self, Kernels};
-use tidbit_runtime::kv_cache::{self, CacheType};
+use tidbit_runtime::kv_cache;
 use tidbit_runtime::session::{Model, Session};
 use tidbit_runtime::threads::Pool;
 
@@ -154,7 +154,8 @@ pub(crate) fn decode(
     if depth > 0 {
         session.append(&ids[..depth])?;
     }
-    let cache_bytes = kv_cache::bytes_per_token(model.spec(), CacheType::F16) * (depth + n_tokens / 2);
+    let cache_bytes =
+        kv_cache::bytes_per_token(model.spec(), kv_cache::default_type(model.file())) * (depth + n_tokens / 2);
     let bytes = cost(&model).matrix_bytes + cache_bytes;
     // The model's own pages, where they lie: the same memory that decode reads.
     let file = model.file().bytes();

@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use tidbit_convert::Plan;
 use tidbit_runtime::format;
-use tidbit_runtime::kv_cache::bytes_per_token;
+use tidbit_runtime::kv_cache::{CacheType, bytes_per_token, default_type};
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::session::Model;
 use tidbit_runtime::spec::{Activation, Head, NormKind, Position, Residual, Spec};
@@ -37,7 +37,7 @@ fn inspect_model(args: &InspectArgs) -> anyhow::Result<()> {
     let tensors: Vec<_> = file.tensors().collect();
     let sizes = Sizes::of(tensors.iter().map(|(_, record, bytes)| (record.stored, &*record.shape, *bytes as u64)));
     if args.json {
-        let mut value = describe_json(spec);
+        let mut value = describe_json(spec, default_type(file));
         value["file"] = json!(file.path());
         value["file_bytes"] = json!(file.len());
         value["format_version"] = json!(format::VERSION);
@@ -58,7 +58,7 @@ fn inspect_model(args: &InspectArgs) -> anyhow::Result<()> {
         return print_json(&value);
     }
 
-    let mut text = describe(spec);
+    let mut text = describe(spec, default_type(file));
     let provenance = file.provenance();
     // Writing to a `String` cannot fail.
     let _ = writeln!(text, "file          {}, format {}", DecimalBytes(file.len() as u64), format::VERSION);
@@ -95,7 +95,7 @@ fn inspect_config(args: &InspectArgs, config: &Path) -> anyhow::Result<()> {
     let plan = |quant| Plan::of_spec(&spec, quant).map_err(|e| anyhow::anyhow!("{}: {e}", config.display()));
     let plans = QuantType::ALL.into_iter().map(plan).collect::<Result<Vec<_>, _>>()?;
     if args.json {
-        let mut value = describe_json(&spec);
+        let mut value = describe_json(&spec, CacheType::F16);
         value["file"] = json!(config);
         value["ignored_fields"] = json!(ignored);
         let predicted = plans.iter().map(|plan| {
@@ -108,7 +108,7 @@ fn inspect_config(args: &InspectArgs, config: &Path) -> anyhow::Result<()> {
         return print_json(&value);
     }
 
-    let mut text = describe(&spec);
+    let mut text = describe(&spec, CacheType::F16);
     let _ = writeln!(text, "model file, without a tokenizer");
     for plan in &plans {
         let size = DecimalBytes(plan.file_bytes).to_string();
@@ -127,7 +127,7 @@ fn inspect_config(args: &InspectArgs, config: &Path) -> anyhow::Result<()> {
 }
 
 /// The architecture, for people.
-fn describe(spec: &Spec) -> String {
+fn describe(spec: &Spec, cache_type: CacheType) -> String {
     let (a, mlp) = (&spec.attention, &spec.mlp);
     let (total, inner) = parameters(spec);
     let position = match &spec.position {
@@ -145,7 +145,7 @@ fn describe(spec: &Spec) -> String {
         Head::Tied => "tied to the embedding",
         Head::Untied => "its own matrix",
     };
-    let kv = bytes_per_token(spec) as u64;
+    let kv = bytes_per_token(spec, cache_type) as u64;
     let full = kv.saturating_mul(spec.context_length as u64);
     format!(
         "architecture  {}, {} layers, {} wide
@@ -187,13 +187,13 @@ fn activation(activation: Activation) -> &'static str {
 }
 
 /// The same for scripts.
-fn describe_json(spec: &Spec) -> Value {
+fn describe_json(spec: &Spec, cache_type: CacheType) -> Value {
     let (total, inner) = parameters(spec);
     json!({
         "architecture": spec,
         "parameters": total,
         "parameters_without_embeddings": inner,
         "context_length": spec.context_length,
-        "kv_cache_bytes_per_token": bytes_per_token(spec),
+        "kv_cache_bytes_per_token": bytes_per_token(spec, cache_type),
     })
 }

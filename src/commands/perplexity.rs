@@ -27,7 +27,10 @@ pub(crate) fn run(args: &PerplexityArgs) -> anyhow::Result<()> {
     }
     let Some(tokenizer) = prompt::tokenizer(&model)? else { return Err(prompt::no_tokenizer(&path)) };
     let ids = tokenizer.encode(&text)?;
-    let mut session = Session::new(&model, &SessionOptions { context: Some(window), threads: args.threads })?;
+    let mut session = Session::new(
+        &model,
+        &SessionOptions { context: Some(window), threads: args.threads, ..SessionOptions::default() },
+    )?;
     let _caught = Catch::new(session.cancel_flag())?;
 
     let started = Instant::now();

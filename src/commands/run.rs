@@ -31,7 +31,10 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     let model = Model::open(&path)?;
     let tokenizer = prompt::tokenizer(&model)?;
-    let mut session = Session::new(&model, &SessionOptions { context: args.ctx, threads: args.threads })?;
+    let mut session = Session::new(
+        &model,
+        &SessionOptions { context: args.ctx, threads: args.threads, ..SessionOptions::default() },
+    )?;
     let loaded = started.elapsed();
     let limits = Limits { n_tokens: args.n_tokens, stop: &args.stop, ignore_eos: args.ignore_eos };
 

@@ -135,7 +135,8 @@ impl Layout {
                     ));
                 }
             };
-            (path.parent().unwrap_or(Path::new("")).to_path_buf(), Some(weights))
+            let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            (folder.to_path_buf(), Some(weights))
         };
         let config = folder.join("config.json");
         if !config.is_file() {

@@ -73,6 +73,6 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
         },
         residual: Residual::Sequential,
         head: if config.bool("tie_word_embeddings", true)? { Head::Tied } else { Head::Untied },
-        eos_ids: config.token_ids("eos_token_id")?,
+        eos_ids: config.token_ids("eos_token_id", 50256, vocab_size)?,
     })
 }

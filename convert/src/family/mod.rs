@@ -60,7 +60,7 @@ const fn rule(ours: &'static str, theirs: &'static [&'static str], order: Order)
     Rule { ours, theirs, order }
 }
 
-/// Names and architectures that [`read_config`] accepts.
+/// Every family that is understood: its `model_type` and its `architectures`.
 pub fn supported_families() -> Vec<(&'static str, &'static [&'static str])> {
     FAMILIES.iter().map(|f| (f.model_type, f.architectures)).collect()
 }

@@ -72,7 +72,7 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
         mlp: Mlp { ffn_dim, activation: activation(config, "hidden_act", "gelu")?, bias: true },
         residual: if parallel { Residual::Parallel } else { Residual::Sequential },
         head: if config.bool("tie_word_embeddings", false)? { Head::Tied } else { Head::Untied },
-        eos_ids: config.token_ids("eos_token_id")?,
+        eos_ids: config.token_ids("eos_token_id", 2, vocab_size)?,
     })
 }
 

@@ -12,7 +12,7 @@ use tidbit_runtime::format::ModelFile;
 use tidbit_runtime::quant::QuantType;
 
 /// The shared data beside the repository, if it is there.
-pub fn shared(part: &str) -> Option<PathBuf> {
+pub(crate) fn shared(part: &str) -> Option<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
     let root = std::env::var_os("TIDBIT_SHARED").map_or(beside, PathBuf::from);
     let path = root.join(part);
@@ -25,20 +25,20 @@ pub fn shared(part: &str) -> Option<PathBuf> {
 
 /// A tensor of a checkpoint.
 #[derive(Clone, Debug)]
-pub struct Tensor {
-    pub dtype: Dtype,
-    pub shape: Vec<usize>,
-    pub bytes: Vec<u8>,
+pub(crate) struct Tensor {
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Tensor {
-    pub fn new(shape: &[usize], value: impl Fn(usize) -> f32) -> Self {
+    pub(crate) fn new(shape: &[usize], value: impl Fn(usize) -> f32) -> Self {
         let bytes = (0..shape.iter().product()).flat_map(|i| value(i).to_le_bytes()).collect();
         Self { dtype: Dtype::F32, shape: shape.to_vec(), bytes }
     }
 
     /// Its values, by a decoder that is not the converter's.
-    pub fn values(&self) -> Vec<f32> {
+    pub(crate) fn values(&self) -> Vec<f32> {
         let two = |b: &[u8]| [b[0], b[1]];
         match self.dtype {
             Dtype::F32 => self.bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
@@ -50,7 +50,7 @@ impl Tensor {
         }
     }
 
-    pub fn cast(&self, dtype: Dtype) -> Self {
+    pub(crate) fn cast(&self, dtype: Dtype) -> Self {
         let bytes = match dtype {
             Dtype::F16 => self.values().into_iter().flat_map(|v| f16::from_f32(v).to_le_bytes()).collect(),
             Dtype::BF16 => self.values().into_iter().flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect(),
@@ -58,20 +58,15 @@ impl Tensor {
         };
         Self { dtype, shape: self.shape.clone(), bytes }
     }
-
-    pub fn reshaped(mut self, shape: &[usize]) -> Self {
-        self.shape = shape.to_vec();
-        self
-    }
 }
 
-pub type Tensors = BTreeMap<String, Tensor>;
+pub(crate) type Tensors = BTreeMap<String, Tensor>;
 
 /// A checkpoint to be written into a folder.
 #[derive(Clone, Debug)]
-pub struct Fake {
-    pub config: Value,
-    pub tensors: Tensors,
+pub(crate) struct Fake {
+    pub(crate) config: Value,
+    pub(crate) tensors: Tensors,
 }
 
 /// Values that all differ within a model and stay small, so that any exchange shows.
@@ -81,14 +76,14 @@ fn add(tensors: &mut Tensors, name: String, shape: &[usize]) {
     tensors.insert(name, Tensor::new(shape, value));
 }
 
-pub const D: usize = 12;
-pub const VOCAB: usize = 37;
-pub const LAYERS: usize = 2;
-pub const HEADS: usize = 3;
-pub const FFN: usize = 20;
+pub(crate) const D: usize = 12;
+pub(crate) const VOCAB: usize = 37;
+pub(crate) const LAYERS: usize = 2;
+pub(crate) const HEADS: usize = 3;
+pub(crate) const FFN: usize = 20;
 
 impl Fake {
-    pub fn gpt2() -> Self {
+    pub(crate) fn gpt2() -> Self {
         let mut t = Tensors::new();
         add(&mut t, "transformer.wte.weight".into(), &[VOCAB, D]);
         add(&mut t, "transformer.wpe.weight".into(), &[10, D]);
@@ -119,7 +114,7 @@ impl Fake {
         Self { config, tensors: t }
     }
 
-    pub fn neox() -> Self {
+    pub(crate) fn neox() -> Self {
         let mut t = Tensors::new();
         add(&mut t, "gpt_neox.embed_in.weight".into(), &[VOCAB, D]);
         for i in 0..LAYERS {
@@ -151,34 +146,34 @@ impl Fake {
         Self { config, tensors: t }
     }
 
-    pub fn rename(&mut self, from: &str, to: &str) {
+    pub(crate) fn rename(&mut self, from: &str, to: &str) {
         let tensor = self.tensors.remove(from).unwrap();
         self.tensors.insert(to.into(), tensor);
     }
 
-    pub fn set(&mut self, field: &str, value: Value) -> &mut Self {
+    pub(crate) fn set(&mut self, field: &str, value: Value) -> &mut Self {
         self.config[field] = value;
         self
     }
 
     /// Writes config and `model.safetensors`.
-    pub fn write(&self, folder: &Path) {
+    pub(crate) fn write(&self, folder: &Path) {
         self.write_config(folder);
         write_safetensors(&folder.join("model.safetensors"), &self.tensors);
     }
 
-    pub fn write_config(&self, folder: &Path) {
+    pub(crate) fn write_config(&self, folder: &Path) {
         std::fs::write(folder.join("config.json"), self.config.to_string()).unwrap();
     }
 }
 
-pub fn write_safetensors(path: &Path, tensors: &Tensors) {
+pub(crate) fn write_safetensors(path: &Path, tensors: &Tensors) {
     let views = tensors.iter().map(|(n, t)| (n, TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap()));
     std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
 /// Reads all tensors of safetensors files, by the crate's own reader.
-pub fn read_safetensors(paths: &[PathBuf]) -> Tensors {
+pub(crate) fn read_safetensors(paths: &[PathBuf]) -> Tensors {
     let mut all = Tensors::new();
     for path in paths {
         let bytes = std::fs::read(path).unwrap();
@@ -192,7 +187,7 @@ pub fn read_safetensors(paths: &[PathBuf]) -> Tensors {
 }
 
 /// Converts, and opens the result.
-pub fn converted(path: &Path, quant: QuantType) -> Result<(ModelFile, Report), ConvertError> {
+pub(crate) fn converted(path: &Path, quant: QuantType) -> Result<(ModelFile, Report), ConvertError> {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("model.tidbit");
     let checkpoint = Checkpoint::open(path)?;
@@ -205,7 +200,7 @@ pub fn converted(path: &Path, quant: QuantType) -> Result<(ModelFile, Report), C
 }
 
 /// The message of a conversion that must fail, and leave nothing behind.
-pub fn failure(path: &Path) -> String {
+pub(crate) fn failure(path: &Path) -> String {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("model.tidbit");
     let attempt = Checkpoint::open(path)
@@ -217,7 +212,7 @@ pub fn failure(path: &Path) -> String {
 }
 
 /// A tensor of a model file in f32, row by row, without padding.
-pub fn values(file: &ModelFile, name: &str) -> Vec<f32> {
+pub(crate) fn values(file: &ModelFile, name: &str) -> Vec<f32> {
     let (_, record, _) = file.tensors().find(|(n, ..)| *n == name).unwrap_or_else(|| panic!("no {name}"));
     let shape = record.shape.clone();
     if shape.len() == 1 {

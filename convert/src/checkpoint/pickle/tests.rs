@@ -26,6 +26,17 @@ fn reads_a_state_dict() {
 }
 
 #[test]
+fn attributes_of_a_state_dict_are_skipped() {
+    let inner = state(REBUILD, 2, [2, 2], [2, 1]);
+    // An `OrderedDict` with `_metadata`, as `torch.save(model.state_dict())` writes it.
+    let mut p = b"\x80\x02ccollections\nOrderedDict\n)Rq\x00".to_vec();
+    p.extend_from_slice(&inner[5..inner.len() - 1]);
+    p.extend_from_slice(b"}X\x09\x00\x00\x00_metadataccollections\nOrderedDict\n)R(X\x00\x00\x00\x00");
+    p.extend_from_slice(b"}X\x07\x00\x00\x00versionK\x01susb.");
+    assert_eq!(read(&p).unwrap(), read(&inner).unwrap());
+}
+
+#[test]
 fn tells_strided_views_from_contiguous_ones() {
     for (shape, strides, contiguous) in
         [([2, 3], [3, 1], true), ([2, 3], [1, 2], false), ([1, 6], [9, 1], true), ([2, 3], [0, 1], false)]
@@ -89,4 +100,15 @@ fn refuses_what_is_malformed() {
     let mut endless = vec![0x80, 2];
     endless.resize(MAX_VALUES + 10, b'N');
     assert!(read(&endless).unwrap_err().contains("more than"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn damaged_bytes_never_panic(at in 0usize..200, with in proptest::collection::vec(proptest::num::u8::ANY, 0..9)) {
+        let mut bytes = state(REBUILD, 2, [2, 2], [2, 1]);
+        let at = at % bytes.len();
+        let end = (at + with.len()).min(bytes.len());
+        bytes.splice(at..end, with);
+        let _ = read(&bytes);
+    }
 }
