@@ -252,6 +252,30 @@ fn tokenizer_that_does_not_match_the_vocabulary() {
     refused_by_convert(folder.path(), &["tokenizer.json", "<|extra|>", "8192"]);
 }
 
+/// As above, in a model file: it may come from another converter.
+#[test]
+fn tokenizer_of_a_model_that_does_not_match_its_vocabulary() {
+    let folder = scratch();
+    let (mut spec, mut records) = records();
+    let damaged = write(folder.path(), "damaged.tidbit", &forged(&spec, &records));
+    fails(tidbit(["run", "-p", "a"]).arg(&damaged), 1, &["damaged.tidbit", "tokenizer.json"]);
+
+    spec.vocab_size = 8000;
+    for (name, record) in &mut records {
+        if name == "embed.tokens" {
+            record.shape[0] = 8000;
+        }
+    }
+    let mut bytes = forged(&spec, &records);
+    assert_eq!(records.last().unwrap().0, "tokenizer.json", "the last in the file, as the names are sorted");
+    let json = ModelFile::open(&model()).unwrap().tokenizer_json().unwrap();
+    let at = bytes.len() - json.len().next_multiple_of(64);
+    bytes[at..at + json.len()].copy_from_slice(&json);
+    let path = write(folder.path(), "other.tidbit", &bytes);
+    fails(tidbit(["run", "-p", "a"]).arg(&path), 1, &["other.tidbit", "tokenizer.json", "8191", "8000"]);
+    fails(tidbit(["perplexity"]).arg(&path).arg(checkpoint().join("config.json")), 1, &["8191", "8000"]);
+}
+
 #[test]
 fn tokenizer_that_is_damaged() {
     let folder = scratch();
