@@ -1,6 +1,7 @@
 //! How well a model predicts a text.
 
 use crate::error::{EvalError, SessionError};
+use crate::kernels::Kernels;
 use crate::session::Session;
 
 /// Perplexity of a text, and what it was made of.
@@ -39,12 +40,13 @@ pub fn perplexity(
     if window < 2 || window > most {
         return Err(EvalError::Window { window, most });
     }
+    let kernels = session.kernels();
     let (mut total_nll, mut scored_tokens, mut done) = (0.0, 0, 0);
     for ids in ids.chunks(window) {
         if ids.len() > 1 {
             session.rewind(0);
             let mut not_finite = None;
-            session.append_each(&ids[..ids.len() - 1], |i, logits| match nll(logits, ids[i + 1]) {
+            session.append_each(&ids[..ids.len() - 1], |i, logits| match nll(kernels, logits, ids[i + 1]) {
                 Ok(nll) => total_nll += nll,
                 Err(e) => not_finite = Some(e),
             })?;
@@ -61,14 +63,14 @@ pub fn perplexity(
 }
 
 /// Negative log-likelihood of `id`.
-fn nll(logits: &[f32], id: u32) -> Result<f64, SessionError> {
-    let largest = logits.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
-    // `libm`, for the same bits on every system.
-    let sum: f64 = logits.iter().map(|&v| libm::exp(f64::from(v) - f64::from(largest))).sum();
-    let nll = libm::log(sum) + f64::from(largest) - f64::from(logits[id as usize]);
-    if nll.is_finite() {
-        return Ok(nll);
+fn nll(kernels: Kernels, logits: &[f32], id: u32) -> Result<f64, SessionError> {
+    let nll = kernels.log_sum_exp(logits) - f64::from(logits[id as usize]);
+    // A NaN can hide from the sum, but not from a look at each.
+    match logits.iter().position(|v| !v.is_finite()) {
+        None if nll.is_finite() => Ok(nll),
+        at => {
+            let token = at.unwrap_or(id as usize);
+            Err(SessionError::NotFinite { token, value: logits[token] })
+        }
     }
-    let token = logits.iter().position(|v| !v.is_finite()).unwrap_or(id as usize);
-    Err(SessionError::NotFinite { token, value: logits[token] })
 }

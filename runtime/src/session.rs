@@ -3,7 +3,7 @@
 use crate::backend::{Backend, Cpu};
 use crate::error::SessionError;
 use crate::forward::{self, Activations};
-use crate::kernels;
+use crate::kernels::{self, Kernels};
 pub use crate::kv_cache::CacheType;
 use crate::kv_cache::{self, KvCache};
 pub use crate::model::Model;
@@ -94,6 +94,11 @@ impl Session {
     /// Threads in use.
     pub fn threads(&self) -> usize {
         self.backend.n_threads()
+    }
+
+    /// The kernels in use.
+    pub fn kernels(&self) -> Kernels {
+        self.backend.kernels()
     }
 
     /// Name of the kernels in use.

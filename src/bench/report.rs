@@ -3,7 +3,8 @@
 use super::measure::Run;
 use anyhow::Result;
 use serde::Serialize;
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::Path;
 use tidbit_runtime::session::Model;
 
@@ -56,7 +57,8 @@ pub(super) fn line(run: &Run) -> String {
     );
     let achieved = run.read_gb_per_s.map(|v| (v, "GB/s")).or(run.int8_tops.map(|v| (v, "int8 Tops")));
     if let (Some((value, unit)), Some(roof), Some(fraction)) = (achieved, run.roof, run.roof_fraction) {
-        text += &format!("  {value:6.2} of {roof:.2} {unit} = {:.0} %", fraction * 100.0);
+        // Writing to a `String` cannot fail.
+        let _ = write!(text, "  {value:6.2} of {roof:.2} {unit} = {:.0} %", fraction * 100.0);
     }
     text
 }

@@ -143,12 +143,13 @@ struct Row {
     quantize: unsafe fn(*const f32, usize, *mut ActBlock),
     to_f16: unsafe fn(*const f32, usize, *mut u16),
     activate: unsafe fn(Activation, *mut f32, usize),
+    exp_sum: unsafe fn(*const f32, usize) -> (f32, f64),
     read: unsafe fn(*const u8, usize) -> f32,
     multiply: unsafe fn(usize) -> f32,
     /// Operands that `multiply` multiplies in a round.
     peak_operands: usize,
     /// Matrix products so far, counted by the functions themselves: tests see that a forced row really ran.
-    #[cfg(debug_assertions)]
+    #[cfg(test)]
     products: &'static std::sync::atomic::AtomicUsize,
 }
 
@@ -169,11 +170,11 @@ macro_rules! instantiate {
             type S = $simd;
             type Q4 = gemm_int::Q4<<S as super::simd::Simd>::T>;
 
-            #[cfg(debug_assertions)]
+            #[cfg(test)]
             static PRODUCTS: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
 
             fn count() {
-                #[cfg(debug_assertions)]
+                #[cfg(test)]
                 PRODUCTS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             }
 
@@ -243,6 +244,10 @@ macro_rules! instantiate {
             }
 
             $(#[$feature])*
+            unsafe fn exp_sum(x: *const f32, n: usize) -> (f32, f64) {
+                unsafe { rows::exp_sum::<S>(x, n) }
+            }
+            $(#[$feature])*
             unsafe fn read(p: *const u8, lines: usize) -> f32 {
                 unsafe { ceilings::read::<S>(p, lines) }
             }
@@ -261,10 +266,11 @@ macro_rules! instantiate {
                 quantize,
                 to_f16,
                 activate,
+                exp_sum,
                 read,
                 multiply,
                 peak_operands: $pw * $px,
-                #[cfg(debug_assertions)]
+                #[cfg(test)]
                 products: &PRODUCTS,
             };
         }
@@ -350,7 +356,7 @@ impl Kernels {
     }
 
     /// Matrix products that this row's own functions have run so far, in this process.
-    #[cfg(debug_assertions)]
+    #[cfg(test)]
     pub fn products_so_far(self) -> usize {
         self.row.products.load(std::sync::atomic::Ordering::Relaxed)
     }
@@ -459,6 +465,14 @@ impl Kernels {
         assert!(x.len().is_multiple_of(PANEL_ROWS), "{} values", x.len());
         // SAFETY: `self` proves the features; length asserted.
         unsafe { (self.row.activate)(kind, x.as_mut_ptr(), x.len()) }
+    }
+
+    /// `log(sum of e^x)`; not finite when a value is NaN or infinite, or there is none.
+    pub fn log_sum_exp(self, x: &[f32]) -> f64 {
+        // SAFETY: `self` proves the features.
+        let (largest, sum) = unsafe { (self.row.exp_sum)(x.as_ptr(), x.len()) };
+        // `libm`, for the same bits on every system.
+        libm::log(sum) + f64::from(largest)
     }
 
     /// Reads every whole line of 64 bytes of `bytes` once, as fast as this instruction set can; the result depends on all.

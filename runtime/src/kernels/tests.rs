@@ -230,6 +230,20 @@ fn activations_are_right() {
 }
 
 #[test]
+fn log_sum_exp_is_right_and_the_same_everywhere() {
+    for n in [1, 15, 16, 255, 256, 300, 5000] {
+        let x: Vec<f32> = values(n, 3).iter().map(|v| v * 5.0).collect();
+        let exact = x.iter().map(|&v| f64::from(v).exp()).sum::<f64>().ln();
+        let expected = all().last().unwrap().log_sum_exp(&x);
+        assert!((expected - exact).abs() < 1e-6, "{n}: {expected} is not {exact}");
+        for k in all() {
+            assert_eq!(k.log_sum_exp(&x).to_bits(), expected.to_bits(), "{} {n}", k.name());
+        }
+    }
+    assert!(!all()[0].log_sum_exp(&[]).is_finite());
+}
+
+#[test]
 fn epilogues_add_and_activate() {
     for quant in QuantType::ALL {
         let w = Matrix::encode(quant, 20, 50, &values(1000, 1)).unwrap();

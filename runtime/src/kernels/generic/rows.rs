@@ -106,6 +106,33 @@ pub(in crate::kernels) unsafe fn to_f16<S: Simd>(x: *const f32, n: usize, out: *
     }
 }
 
+/// The largest of `n` values, and the sum of `e^(x - largest)`: f32 for 256 at a time, f64 beyond.
+#[inline(always)]
+pub(in crate::kernels) unsafe fn exp_sum<S: Simd>(x: *const f32, n: usize) -> (f32, f64) {
+    const CHUNK: usize = 256;
+    // SAFETY: the caller's pointer covers `n` elements; the last, partial vector goes through an array.
+    unsafe {
+        let whole = n / LANES * LANES;
+        let mut last = [f32::NEG_INFINITY; LANES];
+        last[..n - whole].copy_from_slice(std::slice::from_raw_parts(x.add(whole), n - whole));
+        let mut most = S::load(last.as_ptr());
+        for i in (0..whole).step_by(LANES) {
+            most = S::max(most, S::load(x.add(i)));
+        }
+        let largest = S::largest(most);
+        let term = |x: S::F| math::exp::<S>(S::sub(x, S::splat(largest)));
+        let mut sum = f64::from(S::sum(term(S::load(last.as_ptr()))));
+        for first in (0..whole).step_by(CHUNK) {
+            let mut part = S::splat(0.0);
+            for i in (first..whole.min(first + CHUNK)).step_by(LANES) {
+                part = S::add(part, term(S::load(x.add(i))));
+            }
+            sum += f64::from(S::sum(part));
+        }
+        (largest, sum)
+    }
+}
+
 /// `x[i] = activation(x[i])` for `n` values, a multiple of 16.
 #[inline(always)]
 pub(in crate::kernels) unsafe fn activate<S: Simd>(kind: Activation, x: *mut f32, n: usize) {
