@@ -35,9 +35,11 @@ pub(in crate::kernels) unsafe fn multiply<S: Simd, const W: usize, const X: usiz
             *weights = S::load_bytes(std::hint::black_box(bytes.as_ptr()).add(w * 64));
         }
         for _ in 0..rounds {
+            // As if `x` were new each time: the products of the same operands would leave the loop otherwise.
+            let x = std::hint::black_box(x.as_ptr());
             for (i, sums) in sums.iter_mut().enumerate() {
                 for w in 0..W {
-                    sums[w] = S::dot_code(sums[w], weights[w], x.as_ptr().add(i * 4));
+                    sums[w] = S::dot_code(sums[w], weights[w], x.add(i * 4));
                 }
             }
         }
