@@ -28,8 +28,7 @@ fn products(c: &mut Criterion) {
                 for (x, blocks) in x.chunks(COLS).zip(blocks.chunks_mut(COLS.div_ceil(BLOCK))) {
                     k.quantize(x, blocks);
                 }
-                let input =
-                    if quant.is_integer() { Input::Int(&blocks) } else { Input::Float { x: &x, stride: COLS } };
+                let input = if quant.is_integer() { Input::Int(&blocks) } else { Input::Float { x: &x, stride: COLS } };
                 let width = w.n_panels() * PANEL_ROWS;
                 let mut out = vec![0.0; tokens * width];
                 let mut pool = Pool::new(1).expect("no thread is started");

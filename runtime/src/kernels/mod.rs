@@ -30,15 +30,15 @@ pub(crate) use generic::attention::KEYS;
 pub struct ActBlock {
     /// What an integer stands for.
     pub scale: f32,
-    /// Sum of the integers.
-    pub sum: i32,
+    /// -64 times the sum of the integers: what raising weights by 64 adds to a dot product, taken away.
+    pub lowered: i32,
     /// Integers in -127..=127.
     pub q: [i8; BLOCK],
 }
 
 impl ActBlock {
     /// All zero.
-    pub const ZERO: Self = Self { scale: 0.0, sum: 0, q: [0; BLOCK] };
+    pub const ZERO: Self = Self { scale: 0.0, lowered: 0, q: [0; BLOCK] };
 }
 
 /// The left operand of a matrix product, `[tokens, cols]`.

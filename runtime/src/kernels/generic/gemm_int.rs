@@ -101,6 +101,22 @@ impl<S: Simd, W: IntWeights<S>> IntWeights<S> for Unpacked<W> {
     }
 }
 
+/// Where the sum of a block's products starts: lower by what raised operands will add. A load that is broadcast; an
+/// integer multiplied in a general register would cross to the vector side on the port that shuffles need.
+#[inline(always)]
+unsafe fn start<S: Simd, W: IntWeights<S>>(x: &ActBlock) -> S::I {
+    const { assert!(W::OFFSET == 0 || W::OFFSET == 64 || W::OFFSET == 128) };
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let lowered = S::splat_i(x.lowered);
+        match W::OFFSET {
+            0 => S::splat_i(0),
+            64 => lowered,
+            _ => S::add_i(lowered, lowered),
+        }
+    }
+}
+
 /// One token: every weight is read once, from memory.
 #[inline(always)]
 pub(in crate::kernels) unsafe fn gemv<S: Simd, W: IntWeights<S>>(args: &GemmArgs) {
@@ -119,7 +135,7 @@ pub(in crate::kernels) unsafe fn gemv<S: Simd, W: IntWeights<S>>(args: &GemmArgs
                     S::prefetch(block.wrapping_add(PREFETCH + line));
                 }
                 // Two chains, because a dot product takes longer than it takes to start the next one.
-                let mut even = S::splat_i(x.sum.wrapping_mul(-W::OFFSET));
+                let mut even = start::<S, W>(x);
                 let mut odd = S::splat_i(0);
                 for pair in 0..4 {
                     let (first, second) = weights.pair(block, pair);
@@ -288,7 +304,7 @@ impl Chunk {
                 let mut dots = [[S::splat_i(0); P]; T];
                 for t in 0..T {
                     let x = &*self.x.add(t * self.x_stride + b);
-                    dots[t] = [S::splat_i(x.sum.wrapping_mul(-W::OFFSET)); P];
+                    dots[t] = [start::<S, W>(x); P];
                 }
                 for pair in 0..4 {
                     let mut operands = [weights.pair(self.weights.add(b * PANEL_ROWS * BLOCK), pair); P];

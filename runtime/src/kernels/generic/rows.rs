@@ -80,7 +80,7 @@ pub(in crate::kernels) unsafe fn quantize<S: Simd>(x: *const f32, n: usize, out:
             let inverse = S::splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
             S::store_i8(out.q.as_mut_ptr(), S::round(S::mul(a, inverse)));
             S::store_i8(out.q.as_mut_ptr().add(LANES), S::round(S::mul(b, inverse)));
-            out.sum = out.q.iter().map(|&q| i32::from(q)).sum();
+            out.lowered = -64 * out.q.iter().map(|&q| i32::from(q)).sum::<i32>();
         }
     }
 }

@@ -17,6 +17,28 @@ fn both<A: Copy, B: Copy, R>(a: [A; 2], b: [B; 2], f: impl Fn(A, B) -> R) -> [R;
     [f(a[0], b[0]), f(a[1], b[1])]
 }
 
+/// Sum of 8 lanes: halves, then quarters, then neighbours, as [`Simd::sum`] does after its first step.
+#[inline(always)]
+pub(super) unsafe fn sum8(v: __m256) -> f32 {
+    // SAFETY: AVX2 is the caller's promise.
+    unsafe {
+        let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+}
+
+/// Largest of 8 lanes.
+#[inline(always)]
+pub(super) unsafe fn largest8(v: __m256) -> f32 {
+    // SAFETY: AVX2 is the caller's promise.
+    unsafe {
+        let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+}
+
 // SAFETY comments below are shared: the trait's contract gives the features and the pointers' validity; all loads and
 // stores are unaligned forms.
 #[expect(clippy::undocumented_unsafe_blocks, reason = "one contract for all of them, stated above")]
@@ -173,6 +195,14 @@ impl Simd for Avx2 {
                 _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
             })
         }
+    }
+    #[inline(always)]
+    unsafe fn sum(v: Self::F) -> f32 {
+        unsafe { sum8(_mm256_add_ps(v[0], v[1])) }
+    }
+    #[inline(always)]
+    unsafe fn largest(v: Self::F) -> f32 {
+        unsafe { largest8(_mm256_max_ps(v[0], v[1])) }
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {

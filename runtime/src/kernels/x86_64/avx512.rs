@@ -3,6 +3,7 @@
 //! `vpdpbusd` takes one unsigned operand: weights are made unsigned by adding 128 (a flipped top bit) or, for table
 //! entries, by a table that is 64 larger. The caller starts each sum lower by that times the sum of the activations.
 
+use super::avx2::{largest8, sum8};
 use crate::kernels::simd::Simd;
 #[allow(clippy::wildcard_imports, reason = "a hundred intrinsics")]
 use std::arch::x86_64::*;
@@ -138,6 +139,14 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn dot_code(acc: Self::I, w: Self::B, x: *const i8) -> Self::I {
         unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
+    }
+    #[inline(always)]
+    unsafe fn sum(v: Self::F) -> f32 {
+        unsafe { sum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
+    }
+    #[inline(always)]
+    unsafe fn largest(v: Self::F) -> f32 {
+        unsafe { largest8(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
