@@ -6,8 +6,9 @@ OUT_DIR/shapes/NAME gets small checkpoints of random weights, with logits and gr
 gpt2-mini and neox-mini) and --heldout (a text), OUT_DIR/gpt2-mini and OUT_DIR/neox-mini get prompts, logits, greedy ids
 and perplexity of the trained models. With --tokenizers, each DIR/NAME/tokenizer.json gets a tokenizer-golden.json.
 
-Run it by hand, when a model or a case changes; CI does not. From the root of the repository, in a Python environment with
-torch 2.15, transformers 5.23, tokenizers 0.23 and safetensors 0.8 (a minute and a half on a CPU):
+Run it by hand, when a model or a case changes; CI does not. It takes some minutes on a CPU, and logits of another
+processor may differ in the last digits. From the root of the repository, in a Python environment with torch 2.15,
+transformers 5.23, tokenizers 0.23 and safetensors 0.8:
 
     python tests/make_golden.py OUT_DIR --models models --heldout heldout.txt
 
