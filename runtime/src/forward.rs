@@ -25,17 +25,20 @@ pub struct Activations<B: Backend> {
 
 impl<B: Backend> Activations<B> {
     /// Room for batches of up to `max_tokens`.
-    pub fn new(backend: &B, spec: &Spec, max_tokens: usize) -> Self {
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn new(backend: &B, spec: &Spec, max_tokens: usize) -> Result<Self, SessionError> {
         let a = &spec.attention;
         let buffer = |cols| backend.buffer(max_tokens, cols);
-        Self {
-            x: buffer(spec.d_model),
-            attn_in: buffer(spec.d_model),
-            mlp_in: buffer(spec.d_model),
-            qkv: buffer(a.qkv_rows()),
-            attended: buffer(a.n_heads * a.head_dim),
-            inner: buffer(spec.mlp.ffn_dim),
-        }
+        Ok(Self {
+            x: buffer(spec.d_model)?,
+            attn_in: buffer(spec.d_model)?,
+            mlp_in: buffer(spec.d_model)?,
+            qkv: buffer(a.qkv_rows())?,
+            attended: buffer(a.n_heads * a.head_dim)?,
+            inner: buffer(spec.mlp.ffn_dim)?,
+        })
     }
 
     /// f32 elements of a batch of `max_tokens`, for an estimate of memory.

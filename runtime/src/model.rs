@@ -106,6 +106,8 @@ impl Model {
             let parsed = match self.0.file.tokenizer_json() {
                 None => None,
                 Some(json) => {
+                    // A copy: the parser may trust that bytes it checked stay as they are, and mapped ones might not.
+                    let json = json.to_vec();
                     let tokenizer = Tokenizer::from_json(&json)?;
                     tokenizer.check_vocabulary(self.spec().vocab_size)?;
                     Some(tokenizer)

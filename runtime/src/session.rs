@@ -65,8 +65,8 @@ impl Session {
         let backend = Cpu::new(kernels::active()?, threads, spec, max_batch)?;
         Ok(Self {
             cache: backend.cache(spec, cache_type, context)?,
-            acts: Activations::new(&backend, spec, max_batch),
-            logits: backend.buffer(1, spec.vocab_size),
+            acts: Activations::new(&backend, spec, max_batch)?,
+            logits: backend.buffer(1, spec.vocab_size)?,
             model: model.clone(),
             backend,
             context,
@@ -157,7 +157,7 @@ impl Session {
     /// As [`append`](Self::append).
     pub fn append_each(&mut self, ids: &[u32], mut visit: impl FnMut(usize, &[f32])) -> Result<(), SessionError> {
         let spec = self.model.spec().clone();
-        let mut rows = self.backend.buffer(LOGIT_ROWS.min(ids.len()), spec.vocab_size);
+        let mut rows = self.backend.buffer(LOGIT_ROWS.min(ids.len()), spec.vocab_size)?;
         let mut done = 0;
         self.run(ids, |session, n| {
             for first in (0..n).step_by(LOGIT_ROWS) {

@@ -34,7 +34,7 @@ impl Cpu {
         Ok(Self {
             kernels,
             pool: Pool::new(n_threads).map_err(SessionError::Spawn)?,
-            scratch: MatmulScratch::new(max_tokens, widest),
+            scratch: MatmulScratch::new(max_tokens, widest)?,
             rotation,
             rotated: 0..0,
         })
@@ -60,7 +60,7 @@ impl Backend for Cpu {
     type Buffer = Buffer;
     type Cache = KvCache;
 
-    fn buffer(&self, max_tokens: usize, cols: usize) -> Buffer {
+    fn buffer(&self, max_tokens: usize, cols: usize) -> Result<Buffer, SessionError> {
         Buffer::new(max_tokens, cols)
     }
 

@@ -22,7 +22,10 @@ pub trait Backend {
     type Cache;
 
     /// Zeros for up to `max_tokens` rows of `cols`.
-    fn buffer(&self, max_tokens: usize, cols: usize) -> Self::Buffer;
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    fn buffer(&self, max_tokens: usize, cols: usize) -> Result<Self::Buffer, SessionError>;
 
     /// An empty cache for `context` tokens.
     ///

@@ -118,6 +118,10 @@ impl ModelFile {
                 return Err(error(format!("expected {expected}, found {}", tensor.record.stored)));
             }
         }
+        if let Some(tensor) = self.tensors.get(TOKENIZER).filter(|t| t.record.stored != Stored::Bytes) {
+            let reason = format!("expected bytes, found {}", tensor.record.stored);
+            return Err(FormatError::Tensor { path: self.path.clone(), tensor: TOKENIZER.into(), reason });
+        }
         let known: std::collections::HashSet<&str> = declared.iter().map(|d| d.name.as_str()).collect();
         match self.tensors.iter().find(|(name, _)| !known.contains(name.as_str()) && *name != TOKENIZER) {
             Some((name, _)) => {
@@ -290,7 +294,8 @@ fn place_tensors(
             return Err(error(&name, format!("in `{}`, but not in the file", key::TENSORS)));
         };
         let (start, end) = info.data_offsets;
-        let Some(expected) = record.stored.bytes(&record.shape) else {
+        let empty = record.shape.contains(&0);
+        let Some(expected) = record.stored.bytes(&record.shape).filter(|_| !empty) else {
             return Err(error(&name, format!("shape {:?} is not possible for {}", record.shape, record.stored)));
         };
         if end - start != expected {

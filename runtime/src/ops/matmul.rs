@@ -1,6 +1,7 @@
 //! `out = epilogue(x wᵀ + bias)`.
 
-use super::{Buffer, rows_per_task};
+use super::{Buffer, rows_per_task, zeros};
+use crate::error::SessionError;
 use crate::kernels::{ActBlock, Epilogue, Input, Kernels};
 use crate::quant::{BLOCK, Matrix, PANEL_ROWS};
 use crate::threads::Pool;
@@ -15,8 +16,11 @@ pub struct MatmulScratch(Vec<ActBlock>);
 
 impl MatmulScratch {
     /// Enough for `max_tokens` rows of up to `max_cols`.
-    pub fn new(max_tokens: usize, max_cols: usize) -> Self {
-        Self(vec![ActBlock::ZERO; max_tokens * max_cols.div_ceil(BLOCK)])
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn new(max_tokens: usize, max_cols: usize) -> Result<Self, SessionError> {
+        zeros(max_tokens.saturating_mul(max_cols.div_ceil(BLOCK)), ActBlock::ZERO, "8-bit activations").map(Self)
     }
 
     /// Bytes it takes.

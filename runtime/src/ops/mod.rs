@@ -14,6 +14,7 @@ pub use matmul::{MatmulScratch, matmul};
 pub use norm::layer_norm;
 pub use rotary::Rotation;
 
+use crate::error::SessionError;
 use crate::quant::PANEL_ROWS;
 use crate::threads::Pool;
 
@@ -27,9 +28,12 @@ pub struct Buffer {
 
 impl Buffer {
     /// Zeros for up to `max_tokens` rows of `cols`.
-    pub fn new(max_tokens: usize, cols: usize) -> Self {
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn new(max_tokens: usize, cols: usize) -> Result<Self, SessionError> {
         let stride = cols.next_multiple_of(PANEL_ROWS);
-        Self { data: vec![0.0; max_tokens * stride], cols, stride }
+        Ok(Self { data: zeros(max_tokens.saturating_mul(stride), 0.0, "activations")?, cols, stride })
     }
 
     /// Elements of a row that mean something.
@@ -61,6 +65,17 @@ impl Buffer {
     pub fn rows_mut(&mut self, tokens: std::ops::Range<usize>) -> &mut [f32] {
         &mut self.data[tokens.start * self.stride..tokens.end * self.stride]
     }
+}
+
+/// `len` times `zero`, or an error instead of an abort: sizes come from a model file.
+fn zeros<T: Clone>(len: usize, zero: T, what: &'static str) -> Result<Vec<T>, SessionError> {
+    let mut data = Vec::new();
+    if data.try_reserve_exact(len).is_err() {
+        let bytes = len.saturating_mul(size_of::<T>());
+        return Err(SessionError::Memory { bytes, what, source: std::io::ErrorKind::OutOfMemory.into() });
+    }
+    data.resize(len, zero);
+    Ok(data)
 }
 
 /// Rows per task when each row is a little work: a few tasks per thread, so that none waits long for the last.

@@ -5,7 +5,7 @@
 //! model belongs to. Adding a part (a position scheme, an activation, …) is one variant here, and
 //! the compiler leads to every place that must know it.
 //!
-//! [`tensors`] lists the tensors a spec needs, with names and shapes: the one registry that the
+//! [`Spec::tensors`] lists the tensors a spec needs, with names and shapes: the one registry that the
 //! converter fills, the file reader checks and `inspect` counts.
 
 mod tensors;
