@@ -266,9 +266,9 @@ fn check_digest(
 ) -> Result<(), FormatError> {
     let pairs = metadata.iter().filter(|(k, _)| *k != key::DIGEST).map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let tensors = container.tensors();
-    let mut ends: Vec<_> = tensors.iter().map(|(name, info)| (name.as_str(), info.data_offsets.1)).collect();
-    ends.sort_unstable_by_key(|&(_, end)| end);
-    let found = digest(&pairs, ends.into_iter());
+    let mut places: Vec<_> = tensors.iter().map(|(name, info)| (info.data_offsets, name.as_str())).collect();
+    places.sort_unstable();
+    let found = digest(&pairs, places.into_iter().map(|((_, end), name)| (name, end)));
     if found == expected {
         return Ok(());
     }

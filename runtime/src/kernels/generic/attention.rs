@@ -12,6 +12,8 @@ use crate::spec::MAX_HEAD_DIM;
 /// Positions of a block; the cache is padded to a multiple of it.
 pub(crate) const KEYS: usize = 64;
 const KEY_TILES: usize = KEYS / LANES;
+/// Heads up to this are narrow.
+const NARROW: usize = 128;
 
 /// How keys and values are kept.
 pub(in crate::kernels) trait Element<S: Simd> {
@@ -50,41 +52,57 @@ impl<S: Simd> Element<S> for Single {
 pub(in crate::kernels) unsafe fn attention<S: Simd, E: Element<S>, const Q: usize, const K: usize, const V: usize>(
     args: &AttentionArgs,
 ) {
+    // SAFETY: passed on.
+    unsafe {
+        // Most heads are narrow: clearing room for the widest would cost them a tenth of their time.
+        if args.head_dim <= NARROW {
+            groups::<S, E, Q, K, V, NARROW>(args);
+        } else {
+            groups::<S, E, Q, K, V, MAX_HEAD_DIM>(args);
+        }
+    }
+}
+
+/// The same for heads of up to `D`.
+#[inline(always)]
+unsafe fn groups<S: Simd, E: Element<S>, const Q: usize, const K: usize, const V: usize, const D: usize>(
+    args: &AttentionArgs,
+) {
     let mut query = 0;
     // SAFETY: the caller's arguments cover all queries, and the keys and values up to the last of them.
     unsafe {
         while query + Q <= args.n_queries {
-            Group::<S, Q>::new(args, query).run::<E, K, V>();
+            Group::<S, Q, D>::new(args, query).run::<E, K, V>();
             query += Q;
         }
         while query < args.n_queries {
-            Group::<S, 1>::new(args, query).run::<E, KEY_TILES, V>();
+            Group::<S, 1, D>::new(args, query).run::<E, KEY_TILES, V>();
             query += 1;
         }
     }
 }
 
 /// `Q` consecutive queries.
-struct Group<'a, S: Simd, const Q: usize> {
+struct Group<'a, S: Simd, const Q: usize, const D: usize> {
     args: &'a AttentionArgs,
     /// The first query's number.
     query: usize,
     /// The queries, scaled.
-    q: [[f32; MAX_HEAD_DIM]; Q],
+    q: [[f32; D]; Q],
     /// Scores, then probabilities, of a block.
     scores: [[f32; KEYS]; Q],
     /// Weighted sums of values.
-    sums: [[f32; MAX_HEAD_DIM]; Q],
+    sums: [[f32; D]; Q],
     /// The largest score so far, and the sum of the exponentials against it.
     largest: [f32; Q],
     total: [f32; Q],
     lanes: std::marker::PhantomData<S>,
 }
 
-impl<'a, S: Simd, const Q: usize> Group<'a, S, Q> {
+impl<'a, S: Simd, const Q: usize, const D: usize> Group<'a, S, Q, D> {
     #[inline(always)]
     unsafe fn new(args: &'a AttentionArgs, query: usize) -> Self {
-        let mut q = [[0.0; MAX_HEAD_DIM]; Q];
+        let mut q = [[0.0; D]; Q];
         for i in 0..Q {
             for d in 0..args.head_dim {
                 // SAFETY: the caller's queries have `head_dim` elements each.
@@ -96,7 +114,7 @@ impl<'a, S: Simd, const Q: usize> Group<'a, S, Q> {
             query,
             q,
             scores: [[0.0; KEYS]; Q],
-            sums: [[0.0; MAX_HEAD_DIM]; Q],
+            sums: [[0.0; D]; Q],
             largest: [f32::NEG_INFINITY; Q],
             total: [0.0; Q],
             lanes: std::marker::PhantomData,

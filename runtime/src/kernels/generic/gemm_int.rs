@@ -14,6 +14,9 @@ const PREFETCH: usize = 4096;
 
 /// Blocks whose unpacked weights are kept in the first-level cache: 8 blocks of two panels are 8 KiB.
 const CHUNK_BLOCKS: usize = 8;
+/// Groups of 4 columns in a block, and bytes of a block that [`unpack`] has made operands of.
+const GROUPS: usize = BLOCK / 4;
+const UNPACKED_BYTES: usize = PANEL_ROWS * BLOCK;
 /// Tokens that one unpacking serves; their accumulators stay in the first-level cache too.
 const CHUNK_TOKENS: usize = 96;
 
@@ -75,29 +78,6 @@ impl<S: Simd> IntWeights<S> for Q4<S::T> {
     unsafe fn dot(acc: S::I, w: S::B, x: *const i8) -> S::I {
         // SAFETY: passed on.
         unsafe { S::dot_code(acc, w, x) }
-    }
-}
-
-/// Blocks that [`unpack`] has made operands of.
-#[derive(Clone, Copy)]
-struct Unpacked<W>(std::marker::PhantomData<W>);
-
-impl<S: Simd, W: IntWeights<S>> IntWeights<S> for Unpacked<W> {
-    const BLOCK_BYTES: usize = PANEL_ROWS * BLOCK;
-    const OFFSET: i32 = W::OFFSET;
-    #[inline(always)]
-    unsafe fn new() -> Self {
-        Self(std::marker::PhantomData)
-    }
-    #[inline(always)]
-    unsafe fn pair(self, block: *const u8, pair: usize) -> (S::B, S::B) {
-        // SAFETY: the caller's block covers 512 bytes.
-        unsafe { (S::load_bytes(block.add(pair * 128)), S::load_bytes(block.add(pair * 128 + 64))) }
-    }
-    #[inline(always)]
-    unsafe fn dot(acc: S::I, w: S::B, x: *const i8) -> S::I {
-        // SAFETY: passed on.
-        unsafe { W::dot(acc, w, x) }
     }
 }
 
@@ -184,7 +164,7 @@ fn scales_of(panel: *const u8) -> *const u16 {
 unsafe fn panels<S: Simd, W: IntWeights<S>, const P: usize, const T: usize>(args: &GemmArgs, panel: usize) {
     const { assert!(P <= 2 && T <= CHUNK_TOKENS) };
     let Activations::Int { x, stride } = args.x else { unreachable!("integer weights take integer activations") };
-    let mut unpacked = Aligned([0u8; 2 * CHUNK_BLOCKS * PANEL_ROWS * BLOCK]);
+    let mut unpacked = Aligned([0u8; 2 * CHUNK_BLOCKS * UNPACKED_BYTES]);
     let mut sums = Aligned([0f32; 2 * LANES * CHUNK_TOKENS]);
     // SAFETY: the caller's arguments cover the panels, the activations and the output; the two buffers hold a
     // chunk each.
@@ -198,7 +178,7 @@ unsafe fn panels<S: Simd, W: IntWeights<S>, const P: usize, const T: usize>(args
                 let n_blocks = CHUNK_BLOCKS.min(layout.n_blocks - first_block);
                 for p in 0..P {
                     let source = base.add(p * args.panel_bytes + layout.values_at + first_block * W::BLOCK_BYTES);
-                    let out = unpacked.0.as_mut_ptr().add(p * CHUNK_BLOCKS * PANEL_ROWS * BLOCK);
+                    let out = unpacked.0.as_mut_ptr().add(p * CHUNK_BLOCKS * UNPACKED_BYTES);
                     unpack::<S, W>(weights, source, n_blocks, out);
                 }
                 let scales = scales_of(base).add(first_block * LANES);
@@ -214,17 +194,17 @@ unsafe fn panels<S: Simd, W: IntWeights<S>, const P: usize, const T: usize>(args
                 };
                 let mut left = n_tokens;
                 while left >= T {
-                    chunk.tokens::<S, Unpacked<W>, P, T>();
+                    chunk.tokens::<S, W, P, T>();
                     chunk.advance(T);
                     left -= T;
                 }
                 while left >= 2 {
-                    chunk.tokens::<S, Unpacked<W>, P, 2>();
+                    chunk.tokens::<S, W, P, 2>();
                     chunk.advance(2);
                     left -= 2;
                 }
                 if left > 0 {
-                    chunk.tokens::<S, Unpacked<W>, P, 1>();
+                    chunk.tokens::<S, W, P, 1>();
                 }
             }
             for t in 0..n_tokens {
@@ -249,7 +229,7 @@ unsafe fn unpack<S: Simd, W: IntWeights<S>>(weights: W, source: *const u8, n_blo
                 }
                 S::prefetch(block.wrapping_add(PREFETCH + pair * (W::BLOCK_BYTES / 4)));
                 let (first, second) = weights.pair(block, pair);
-                let out = out.add(b * PANEL_ROWS * BLOCK + pair * 128);
+                let out = out.add(b * UNPACKED_BYTES + pair * 128);
                 S::store_bytes(out, first);
                 S::store_bytes(out.add(64), second);
             }
@@ -291,7 +271,6 @@ impl Chunk {
     unsafe fn tokens<S: Simd, W: IntWeights<S>, const P: usize, const T: usize>(&self) {
         // SAFETY: the chunk covers `P` panels, `T` tokens and `n_blocks` blocks.
         unsafe {
-            let weights = W::new();
             let mut sums = [[S::splat(0.0); P]; T];
             if !self.first {
                 for t in 0..T {
@@ -306,17 +285,16 @@ impl Chunk {
                     let x = &*self.x.add(t * self.x_stride + b);
                     dots[t] = [start::<S, W>(x); P];
                 }
-                for pair in 0..4 {
-                    let mut operands = [weights.pair(self.weights.add(b * PANEL_ROWS * BLOCK), pair); P];
+                for group in 0..GROUPS {
+                    let mut operands = [S::load_bytes(self.weights.add(b * UNPACKED_BYTES + group * 64)); P];
                     for (p, operand) in operands.iter_mut().enumerate().skip(1) {
-                        let block = self.weights.add((p * CHUNK_BLOCKS + b) * PANEL_ROWS * BLOCK);
-                        *operand = weights.pair(block, pair);
+                        *operand =
+                            S::load_bytes(self.weights.add((p * CHUNK_BLOCKS + b) * UNPACKED_BYTES + group * 64));
                     }
                     for t in 0..T {
-                        let x = (*self.x.add(t * self.x_stride + b)).q.as_ptr().add(pair * 8);
+                        let x = (*self.x.add(t * self.x_stride + b)).q.as_ptr().add(group * 4);
                         for p in 0..P {
-                            dots[t][p] = W::dot(dots[t][p], operands[p].0, x);
-                            dots[t][p] = W::dot(dots[t][p], operands[p].1, x.add(4));
+                            dots[t][p] = W::dot(dots[t][p], operands[p], x);
                         }
                     }
                 }

@@ -73,14 +73,16 @@ pub(in crate::kernels) unsafe fn quantize<S: Simd>(x: *const f32, n: usize, out:
             }
             let (a, b) = (S::load(source), S::load(source.add(LANES)));
             let largest = S::largest(S::max(S::abs(a), S::abs(b)));
-            // x - x is 0 for numbers and NaN for the rest, which `largest` may have lost.
-            let zero = S::sum(S::add(S::sub(a, a), S::sub(b, b)));
-            let out = &mut *out.add(block);
-            out.scale = largest / 127.0 + zero;
             let inverse = S::splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
-            S::store_i8(out.q.as_mut_ptr(), S::round(S::mul(a, inverse)));
-            S::store_i8(out.q.as_mut_ptr().add(LANES), S::round(S::mul(b, inverse)));
-            out.lowered = -64 * out.q.iter().map(|&q| i32::from(q)).sum::<i32>();
+            let (a, b) = (S::round(S::mul(a, inverse)), S::round(S::mul(b, inverse)));
+            // Whole numbers of at most 13 bits: exact in any order. NaN when a value was NaN, which `largest` may have
+            // lost, or infinite, whose inverse is 0.
+            let sum = S::sum(S::add(a, b));
+            let out = &mut *out.add(block);
+            out.scale = largest / 127.0 + sum * 0.0;
+            out.lowered = -64 * sum as i32;
+            S::store_i8(out.q.as_mut_ptr(), a);
+            S::store_i8(out.q.as_mut_ptr().add(LANES), b);
         }
     }
 }
