@@ -7,6 +7,10 @@
 //! To add an instruction set: implement `Simd` in a file of its own, add one `instantiate!` line and one line in
 //! [`supported`]. To add a kernel: write it in `generic`, and add a field and a method here.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    pub(super) mod neon;
+}
 mod generic;
 mod scalar;
 mod simd;
@@ -286,6 +290,14 @@ instantiate!(avx2_row, crate::kernels::x86_64::avx2::Avx2,
 instantiate!(avx512_row, crate::kernels::x86_64::avx512::Avx512,
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
     int 2 x 6, float 2 x 8, attention 6 4 4, peak 4 x 5);
+#[cfg(target_arch = "aarch64")]
+instantiate!(neon_row, crate::kernels::aarch64::neon::Neon<crate::kernels::aarch64::neon::Widening>,
+    #[target_feature(enable = "neon")]
+    int 1 x 3, float 1 x 6, attention 6 1 1, peak 2 x 2);
+#[cfg(target_arch = "aarch64")]
+instantiate!(dotprod_row, crate::kernels::aarch64::neon::Neon<crate::kernels::aarch64::neon::Sdot>,
+    #[target_feature(enable = "neon,dotprod")]
+    int 1 x 3, float 1 x 6, attention 6 1 1, peak 2 x 2);
 
 /// An instruction set that this processor runs.
 #[derive(Clone, Copy)]
@@ -323,6 +335,16 @@ pub fn supported() -> Vec<Kernels> {
         }
         if avx2 {
             list.push(Kernels { name: "avx2", row: &avx2_row::ROW });
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        let neon = std::arch::is_aarch64_feature_detected!("neon");
+        if neon && std::arch::is_aarch64_feature_detected!("dotprod") {
+            list.push(Kernels { name: "dotprod", row: &dotprod_row::ROW });
+        }
+        if neon {
+            list.push(Kernels { name: "neon", row: &neon_row::ROW });
         }
     }
     list.push(Kernels { name: "scalar", row: &scalar_row::ROW });

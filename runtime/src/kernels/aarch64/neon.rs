@@ -1,0 +1,243 @@
+//! NEON, which every aarch64 processor has, and its dot product instruction: 16 lanes are four registers.
+//!
+//! Weights and table entries stay signed. The two rows differ in one function, [`Dot`]; all else is shared.
+
+use crate::kernels::simd::Simd;
+#[allow(clippy::wildcard_imports, reason = "fifty intrinsics")]
+use std::arch::aarch64::*;
+use std::arch::asm;
+use std::array::from_fn;
+use std::marker::PhantomData;
+
+/// How 4 rows x 4 columns of signed bytes meet 4 activations.
+///
+/// # Safety
+/// As for [`Simd`].
+pub(crate) trait Dot: Copy {
+    /// `acc[row] + sum over 4 columns of w[row][col] * x[row][col]`, exactly, for `x` in -127..=127.
+    unsafe fn dot(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t;
+}
+
+/// Multiplies into 16 bits and widens: no feature beyond NEON.
+#[derive(Clone, Copy)]
+pub(crate) struct Widening;
+
+impl Dot for Widening {
+    #[inline(always)]
+    unsafe fn dot(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+        // SAFETY: NEON is the caller's promise.
+        unsafe {
+            let low = vmull_s8(vget_low_s8(w), vget_low_s8(x));
+            // Two products are at most 2 * 128 * 127 = 32512: they fit into 16 bits.
+            vpadalq_s16(acc, vpaddq_s16(low, vmull_high_s8(w, x)))
+        }
+    }
+}
+
+/// `sdot`, in processors from about 2018 on.
+#[derive(Clone, Copy)]
+pub(crate) struct Sdot;
+
+impl Dot for Sdot {
+    #[inline(always)]
+    unsafe fn dot(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+        // SAFETY: the feature is the caller's promise.
+        unsafe { sdot(acc, w, x) }
+    }
+}
+
+/// The intrinsic, `vdotq_s32`, is unstable.
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+fn sdot(mut acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+    // SAFETY: three registers and nothing else.
+    unsafe {
+        asm!(
+            "sdot {acc:v}.4s, {w:v}.16b, {x:v}.16b",
+            acc = inout(vreg) acc,
+            w = in(vreg) w,
+            x = in(vreg) x,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    acc
+}
+
+/// NEON with one of the ways to multiply bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Neon<D>(PhantomData<D>);
+
+/// Applies `f` to the four quarters.
+#[inline(always)]
+fn quarters<A: Copy, B: Copy, R>(a: [A; 4], b: [B; 4], f: impl Fn(A, B) -> R) -> [R; 4] {
+    [f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])]
+}
+
+/// `a > b ? a : b`; `fmax` and `fmaxnm` treat NaN in other ways.
+#[inline(always)]
+unsafe fn larger(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+    // SAFETY: NEON is the caller's promise.
+    unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
+}
+
+// SAFETY comments below are shared: the trait's contract gives the features and the pointers' validity; NEON loads and
+// stores need no alignment.
+#[expect(clippy::undocumented_unsafe_blocks, reason = "one contract for all of them, stated above")]
+impl<D: Dot> Simd for Neon<D> {
+    type F = [float32x4_t; 4];
+    type I = [int32x4_t; 4];
+    type B = [int8x16_t; 4];
+    type T = int8x16_t;
+    const I8_OFFSET: i32 = 0;
+    const CODE_OFFSET: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> Self::F {
+        unsafe { [vdupq_n_f32(v); 4] }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        from_fn(|i| unsafe { vld1q_f32(p.add(i * 4)) })
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Self::F) {
+        for i in 0..4 {
+            unsafe { vst1q_f32(p.add(i * 4), v[i]) };
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self::F {
+        from_fn(|i| unsafe { vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p.add(i * 4)))) })
+    }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, v: Self::F) {
+        for i in 0..4 {
+            unsafe { vst1_u16(p.add(i * 4), vreinterpret_u16_f16(vcvt_f16_f32(v[i]))) };
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        quarters(a, b, |a, b| unsafe { vaddq_f32(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        quarters(a, b, |a, b| unsafe { vsubq_f32(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        quarters(a, b, |a, b| unsafe { vmulq_f32(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        quarters(a, b, |a, b| unsafe { vdivq_f32(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        from_fn(|i| unsafe { vfmaq_f32(c[i], a[i], b[i]) })
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        quarters(a, b, |a, b| unsafe { larger(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        quarters(a, b, |a, b| unsafe { vbslq_f32(vcltq_f32(a, b), a, b) })
+    }
+    #[inline(always)]
+    unsafe fn abs(a: Self::F) -> Self::F {
+        a.map(|a| unsafe { vabsq_f32(a) })
+    }
+    #[inline(always)]
+    unsafe fn select_lt(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
+        from_fn(|i| unsafe { vbslq_f32(vcltq_f32(a[i], b[i]), x[i], y[i]) })
+    }
+    #[inline(always)]
+    unsafe fn round(a: Self::F) -> Self::F {
+        a.map(|a| unsafe { vrndnq_f32(a) })
+    }
+    #[inline(always)]
+    unsafe fn pow2(n: Self::F) -> Self::F {
+        n.map(|n| unsafe {
+            let biased = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
+            vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased))
+        })
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, v: Self::F) {
+        unsafe {
+            let [a, b, c, d] = v.map(|v| vqmovn_s32(vcvtq_s32_f32(v)));
+            let bytes = vcombine_s8(vqmovn_s16(vcombine_s16(a, b)), vqmovn_s16(vcombine_s16(c, d)));
+            vst1q_s8(p, bytes);
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_i(v: i32) -> Self::I {
+        unsafe { [vdupq_n_s32(v); 4] }
+    }
+    #[inline(always)]
+    unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I {
+        quarters(a, b, |a, b| unsafe { vaddq_s32(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn to_f(v: Self::I) -> Self::F {
+        v.map(|v| unsafe { vcvtq_f32_s32(v) })
+    }
+    #[inline(always)]
+    unsafe fn table(entries: &[i8; 16]) -> Self::T {
+        unsafe { vld1q_s8(entries.as_ptr()) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> Self::B {
+        unsafe { Self::load_bytes(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_codes(p: *const u8, table: Self::T) -> (Self::B, Self::B) {
+        unsafe {
+            let bytes: [uint8x16_t; 4] = from_fn(|i| vld1q_u8(p.add(i * 16)));
+            let low = bytes.map(|b| vqtbl1q_s8(table, vandq_u8(b, vdupq_n_u8(15))));
+            (low, bytes.map(|b| vqtbl1q_s8(table, vshrq_n_u8::<4>(b))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> Self::B {
+        from_fn(|i| unsafe { vld1q_s8(p.add(i * 16).cast()) })
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, v: Self::B) {
+        for i in 0..4 {
+            unsafe { vst1q_s8(p.add(i * 16).cast(), v[i]) };
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_i8(acc: Self::I, w: Self::B, x: *const i8) -> Self::I {
+        unsafe {
+            let x = vreinterpretq_s8_s32(vdupq_n_s32(x.cast::<i32>().read_unaligned()));
+            quarters(acc, w, |acc, w| D::dot(acc, w, x))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_code(acc: Self::I, w: Self::B, x: *const i8) -> Self::I {
+        unsafe { Self::dot_i8(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn sum(v: Self::F) -> f32 {
+        unsafe {
+            let four = vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]));
+            vpadds_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn largest(v: Self::F) -> f32 {
+        unsafe {
+            let four = larger(larger(v[0], v[2]), larger(v[1], v[3]));
+            // Lanes 0 and 1 of what follows count.
+            let two = larger(four, vextq_f32::<2>(four, four));
+            vgetq_lane_f32::<0>(larger(two, vdupq_laneq_f32::<1>(two)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // A hint: no fault, and nothing that the compiler need know of.
+        unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p.addr(), options(nomem, nostack, preserves_flags)) }
+    }
+}
