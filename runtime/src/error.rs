@@ -3,6 +3,8 @@
 //! Every message is one line, names the thing and gives both values: what was found and what was
 //! expected. Messages start in lower case and end without a full stop; callers may add a `hint:`.
 
+#![forbid(unsafe_code)]
+
 use std::path::PathBuf;
 
 /// A model file that cannot be opened or trusted.

@@ -1,5 +1,7 @@
 //! How well a model predicts a text.
 
+#![forbid(unsafe_code)]
+
 use crate::error::{EvalError, SessionError};
 use crate::kernels::Kernels;
 use crate::session::Session;

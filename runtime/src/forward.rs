@@ -1,5 +1,7 @@
 //! The forward pass: one for every architecture, reading the spec.
 
+#![forbid(unsafe_code)]
+
 use crate::backend::{Backend, Epilogue};
 use crate::error::SessionError;
 use crate::model::{Model, Weights};

@@ -9,6 +9,8 @@
 //! sum. Positions are padded to the attention kernel's block. The memory is an anonymous mapping: zero, and not
 //! taken from the system before it is used.
 
+#![forbid(unsafe_code)]
+
 use crate::error::SessionError;
 use crate::format::{ModelFile, Stored};
 pub use crate::kernels::CacheType;

@@ -1,5 +1,7 @@
 //! An opened model: the file, its weights resolved by role, and its tokenizer.
 
+#![forbid(unsafe_code)]
+
 use crate::error::{FormatError, TokenizerError};
 use crate::format::ModelFile;
 use crate::quant::Matrix;

@@ -8,6 +8,8 @@
 //! Nothing sorts the whole vocabulary: top-k gathers its candidates in one scan, and top-p without
 //! top-k orders only as many as it keeps. Buffers are kept from token to token.
 
+#![forbid(unsafe_code)]
+
 use crate::error::{SamplerError, SessionError};
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::{Rng, SeedableRng};

@@ -1,5 +1,7 @@
 //! A model at work: tokens go in, logits come out.
 
+#![forbid(unsafe_code)]
+
 use crate::backend::{Backend, Cpu};
 use crate::error::SessionError;
 use crate::forward::{self, Activations};

@@ -6,6 +6,8 @@
 //! the character is whole. Only byte-level decoders (GPT-2, GPT-NeoX) have such bytes; others are
 //! refused by name.
 
+#![forbid(unsafe_code)]
+
 use crate::error::TokenizerError;
 use std::collections::HashMap;
 use tokenizers::decoders::DecoderWrapper;

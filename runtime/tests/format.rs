@@ -1,45 +1,14 @@
 //! Model files that are wrong in every way we could think of: an error that says how, and never a panic.
 
+mod support;
+
 use proptest::prelude::*;
 use std::path::Path;
-use tidbit_runtime::format::header::{self, sha256_hex};
-use tidbit_runtime::format::{ModelFile, Provenance, Stored, TOKENIZER, TensorRecord};
-use tidbit_runtime::quant::QuantType;
+use support::{Tensors, file, spec, tensors};
+use tidbit_runtime::format::{ModelFile, Provenance, Stored, TOKENIZER, TensorRecord, header};
 use tidbit_runtime::session::{Model, Session, SessionOptions};
-use tidbit_runtime::spec::{Role, Spec};
+use tidbit_runtime::spec::Spec;
 use tidbit_runtime::storage::Bytes;
-
-fn spec() -> Spec {
-    serde_json::from_value(serde_json::json!({
-        "family": "test", "vocab_size": 50, "n_layers": 2, "d_model": 24, "context_length": 40,
-        "position": { "kind": "learned" },
-        "norm": { "kind": "layer_norm", "eps": 1e-5 },
-        "attention": { "n_heads": 3, "n_kv_heads": 3, "head_dim": 8, "scale": 0.3, "scale_by_inverse_layer": false,
-            "qkv_bias": true, "out_bias": true },
-        "mlp": { "ffn_dim": 96, "activation": "gelu_erf", "bias": true },
-        "residual": "sequential", "head": "untied",
-    }))
-    .unwrap()
-}
-
-type Tensors = Vec<(String, TensorRecord)>;
-
-fn tensors(spec: &Spec) -> Tensors {
-    let stored = |role| if role == Role::Vector { Stored::Vector } else { Stored::Matrix(QuantType::Q8) };
-    let record = |role, shape: &[usize]| {
-        let zeros = vec![0; stored(role).bytes(shape).unwrap()];
-        TensorRecord { stored: stored(role), shape: shape.to_vec(), sha256: sha256_hex(&zeros) }
-    };
-    spec.tensors().iter().map(|t| (t.name.clone(), record(t.role, &t.shape))).collect()
-}
-
-/// The file with these records, every value 0.
-fn file(spec: &Spec, tensors: &Tensors) -> Vec<u8> {
-    let mut bytes = header::encode(spec, &Provenance::default(), tensors).unwrap();
-    let data: usize = tensors.iter().map(|(_, r)| r.stored.bytes(&r.shape).unwrap()).sum();
-    bytes.resize(bytes.len() + data, 0);
-    bytes
-}
 
 fn open(bytes: &[u8]) -> Result<ModelFile, String> {
     let opened = ModelFile::from_bytes(Path::new("m.tidbit"), Bytes::copy_from(bytes)).map_err(|e| e.to_string());

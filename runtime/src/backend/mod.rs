@@ -4,6 +4,8 @@
 //! its bias and epilogue, a whole layer's attention), so that a device can fuse inside them, and their arguments name
 //! shapes, never architectures.
 
+#![forbid(unsafe_code)]
+
 mod cpu;
 
 pub use crate::kernels::{CacheType, Epilogue};

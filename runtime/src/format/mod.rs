@@ -5,6 +5,8 @@
 //! *everything* once and hands out tensors that are trusted from then on. Writing the tensors
 //! themselves is the converter's work.
 
+#![forbid(unsafe_code)]
+
 pub mod header;
 pub mod model_file;
 

@@ -2,6 +2,8 @@
 //!
 //! Activations are row-major, one row per token, in [`Buffer`]s whose rows are padded to 16 elements.
 
+#![forbid(unsafe_code)]
+
 mod attention;
 mod embed;
 mod matmul;

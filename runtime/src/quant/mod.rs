@@ -12,6 +12,8 @@
 //!
 //! Encoding is plain f32 arithmetic without fused operations: the same file on every machine.
 
+#![forbid(unsafe_code)]
+
 mod f16;
 mod f32;
 mod q4;

@@ -8,6 +8,8 @@
 //! [`Spec::tensors`] lists the tensors a spec needs, with names and shapes: the one registry that the
 //! converter fills, the file reader checks and `inspect` counts.
 
+#![forbid(unsafe_code)]
+
 mod tensors;
 
 pub use tensors::{Role, TensorDecl};

@@ -1,0 +1,49 @@
+//! Running a token allocates nothing.
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tidbit_runtime::format::ModelFile;
+use tidbit_runtime::session::{Model, Session, SessionOptions};
+use tidbit_runtime::storage::Bytes;
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+        // SAFETY: passed on.
+        unsafe { System.dealloc(p, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+#[test]
+fn a_token_allocates_nothing() {
+    let bytes = support::file(&support::spec(), &support::tensors(&support::spec()));
+    let file = ModelFile::from_bytes(Path::new("m.tidbit"), Bytes::copy_from(&bytes)).unwrap();
+    let model = Model::new(file).unwrap();
+    for threads in [1, 2] {
+        let mut session =
+            Session::new(&model, &SessionOptions { threads: Some(threads), ..SessionOptions::default() }).unwrap();
+        session.append(&[1, 2, 3, 4, 5]).unwrap();
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        assert!(before > 0, "allocations are counted");
+        for id in 0..30 {
+            session.append(&[id]).unwrap();
+        }
+        assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "{threads} threads");
+    }
+}
