@@ -112,7 +112,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if let Some(path) = &args.model {
         let model = Model::open(path)?;
         let lengths = plan.lengths(&path.display().to_string(), model.spec().context_length)?;
-        plan.check_cache(&model, &lengths)?;
+        plan::check_cache(&model, &lengths)?;
         drop(model);
         measure_model(path, &plan, &lengths, args.format, &mut records)?;
     } else if let Some(shape) = &args.shape {
@@ -172,7 +172,7 @@ impl RandomModel {
         tidbit_convert::write_random(spec, quant, tokenizer, &path, 1)?;
         if let Some(save) = save {
             std::fs::rename(&path, save).map_err(|e| anyhow!("{}: {e}", save.display()))?;
-            path = save.to_owned();
+            save.clone_into(&mut path);
         }
         Ok(Self { path, _folder: folder, _guard: guard })
     }

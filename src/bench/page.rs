@@ -36,7 +36,7 @@ fn charts(records: &[Record]) -> Vec<Chart> {
     let mut charts = Vec::new();
     for phase in ["decode", "prefill"] {
         let runs: Vec<&Record> = records.iter().filter(|r| r.run.phase == phase).collect();
-        let lengths = values(&runs, |r| length(r));
+        let lengths = values(&runs, length);
         let (Some(&shallowest), Some(&longest)) = (lengths.first(), lengths.last()) else { continue };
         let (usual, what, x_label) = if phase == "decode" {
             (shallowest, format!("Decode at depth {shallowest}"), "depth (tokens in the cache)")

@@ -77,12 +77,12 @@ impl<'a> Plan<'a> {
         };
         Ok(lengths)
     }
+}
 
-    /// Checks that the cache for a model fits the memory.
-    pub(super) fn check_cache(&self, model: &Model, lengths: &Lengths) -> Result<()> {
-        let cache = cache_bytes(model.spec(), kv_cache::default_type(model.file()), lengths.context);
-        fits(&model.file().path().display().to_string(), Some(0), cache)
-    }
+/// Checks that the cache for a model fits the memory. The file need not: it is mapped.
+pub(super) fn check_cache(model: &Model, lengths: &Lengths) -> Result<()> {
+    let cache = cache_bytes(model.spec(), kv_cache::default_type(model.file()), lengths.context);
+    fits(&model.file().path().display().to_string(), Some(0), cache)
 }
 
 fn usage<T>(message: impl Into<String>) -> Result<T> {

@@ -155,7 +155,7 @@ impl Chart {
                 free = x + LABEL_ROOM;
             }
         }
-        let (x, y) = ((LEFT + RIGHT) / 2.0, (TOP + BOTTOM) / 2.0);
+        let (x, y) = (f64::midpoint(LEFT, RIGHT), f64::midpoint(TOP, BOTTOM));
         let (x_label, y_label) = (escape(&self.x_label), escape(&self.y_label));
         let _ = writeln!(svg, "<text x=\"{x:.1}\" y=\"{:.1}\" class=\"mid name\">{x_label}</text>", HEIGHT - 10.0);
         let _ =

@@ -107,12 +107,10 @@ pub(super) fn cells(record: &Record) -> [String; 9] {
 
 /// Three figures or more.
 pub(super) fn rate(value: f64) -> String {
-    let decimals = if value < 10.0 {
-        2
-    } else if value < 100.0 {
-        1
-    } else {
-        0
+    let decimals = match value {
+        v if v < 10.0 => 2,
+        v if v < 100.0 => 1,
+        _ => 0,
     };
     format!("{value:.decimals$}")
 }
