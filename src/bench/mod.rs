@@ -164,7 +164,7 @@ impl RandomModel {
         let folder = tempfile::Builder::new()
             .prefix("tidbit-bench")
             .tempdir_in(&parent)
-            .map_err(|e| anyhow!("cannot make a folder for random weights in {}: {e}", parent.display()))?;
+            .map_err(|e| anyhow!("cannot make a folder for random weights: {e}"))?;
         let guard = RemoveOnInterrupt::new(folder.path())?;
         let stem = Path::new(shape).file_name().unwrap_or_default().to_string_lossy();
         let mut path = folder.path().join(format!("{}-{quant}.tidbit", stem.trim_end_matches(".json")));

@@ -3,6 +3,7 @@
 use super::BenchArgs;
 use crate::failure::{Hint, Usage};
 use crate::memory;
+use crate::output::note;
 use anyhow::Result;
 use indicatif::DecimalBytes;
 use tidbit_convert::Plan as FilePlan;
@@ -50,6 +51,10 @@ impl<'a> Plan<'a> {
         let threads = if args.threads.is_empty() { default_threads() } else { unique(&args.threads) };
         if let Some(&asked) = threads.iter().find(|&&n| n == 0 || n > MAX_THREADS) {
             return Err(SessionError::Threads { asked, most: MAX_THREADS }.into());
+        }
+        let cores = available_cores();
+        if let Some(n) = threads.iter().find(|&&n| n > cores) {
+            note(format_args!("warning: {n} threads share {cores} cores: expect them to wait for each other"));
         }
         let quants = quants(&args.quant)?;
         if let Some(save) = &args.save {
