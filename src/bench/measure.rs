@@ -1,12 +1,13 @@
-//! The stopwatch: prefill, decode, and the machine's own ceilings in the same breath.
+//! The stopwatch: start, prefill, decode, and the machine's own ceilings in the same breath.
 
 use anyhow::Result;
 use serde::Serialize;
+use std::path::Path;
 use std::time::Instant;
 use tidbit_runtime::format::Stored;
 use tidbit_runtime::kernels::{self, Kernels};
 use tidbit_runtime::kv_cache;
-use tidbit_runtime::session::{Model, Session};
+use tidbit_runtime::session::{Model, Session, SessionOptions};
 use tidbit_runtime::threads::Pool;
 
 /// One measurement.
@@ -35,6 +36,62 @@ pub(crate) struct Run {
     pub(crate) roof: Option<f64>,
     /// The median of the fractions of the roof, each against the roof measured next to it.
     pub(crate) roof_fraction: Option<f64>,
+}
+
+impl Run {
+    /// What was reached, in the unit of the roof: GB/s, or 10^12 operations per second.
+    pub(crate) fn achieved(&self) -> Option<f64> {
+        self.read_gb_per_s.or(self.int8_tops)
+    }
+
+    /// The unit of the roof.
+    pub(crate) fn unit(&self) -> &'static str {
+        if self.read_gb_per_s.is_some() { "GB/s" } else { "int8 Tops" }
+    }
+
+    /// Tokens per second at the roof.
+    pub(crate) fn roof_tokens_per_s(&self) -> Option<f64> {
+        Some(self.tokens_per_s * self.roof? / self.achieved()?)
+    }
+}
+
+/// Tokens of the prompt until whose logits a start is timed.
+pub(crate) const FIRST_PROMPT: usize = 5;
+
+/// Most starts that are timed: they vary little, and each runs a prompt.
+const MOST_STARTS: usize = 5;
+
+/// How long it takes until a model answers, medians, in a process that runs already and with the file in the system's cache.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Start {
+    /// Opening the file and making a session.
+    pub(crate) load_ms: f64,
+    /// The same, and the logits after a prompt of [`FIRST_PROMPT`] tokens.
+    pub(crate) first_token_ms: f64,
+}
+
+/// Opens the model and makes a session, several times after one to warm up; the last session is kept.
+pub(crate) fn start(path: &Path, options: &SessionOptions, repetitions: usize) -> Result<(Session, Start)> {
+    let mut samples = Vec::new();
+    let once = || -> Result<(Session, (f64, f64))> {
+        let begin = Instant::now();
+        let model = Model::open(path)?;
+        let mut session = Session::new(&model, options)?;
+        let loaded = begin.elapsed().as_secs_f64();
+        let ids = ids(&model, FIRST_PROMPT.min(session.context()));
+        session.append(&ids)?;
+        Ok((session, (loaded * 1e3, begin.elapsed().as_secs_f64() * 1e3)))
+    };
+    let (mut session, _) = once()?;
+    for _ in 0..repetitions.clamp(1, MOST_STARTS) {
+        // One session at a time, so that the peak of memory is that of one.
+        drop(session);
+        let sample;
+        (session, sample) = once()?;
+        samples.push(sample);
+    }
+    let (loads, firsts): (Vec<_>, Vec<_>) = samples.into_iter().unzip();
+    Ok((session, Start { load_ms: percentile(&loads, 50.0), first_token_ms: percentile(&firsts, 50.0) }))
 }
 
 /// The ceilings of this machine with a number of threads.

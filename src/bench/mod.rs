@@ -1,31 +1,49 @@
 //! `tidbit bench`: how fast a model runs here, beside what this machine can do at best.
 //!
 //! Ceilings and speeds are measured in turn, repetition by repetition, because the speed of a shared machine drifts; what
-//! is reported are medians and the 5th and 95th percentile. [`shapes`] are architectures without a download, [`measure`]
-//! is the stopwatch, [`report`] the table.
+//! is reported are medians and the 5th and 95th percentile.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`shapes`] | architectures without a download |
+//! | [`plan`] | what is to be measured, checked before any work |
+//! | [`measure`] | the stopwatch |
+//! | [`record`] | one measurement with all that says where it comes from |
+//! | [`report`] | the same as text, JSON, CSV, Markdown |
+//! | [`page`], [`plot`] | the same as a web page with plots |
 
 mod measure;
+mod page;
+mod plan;
+mod plot;
+mod record;
 mod report;
 mod shapes;
 
-use anyhow::{Context, Result, bail};
+use crate::interrupt::RemoveOnInterrupt;
+use crate::memory;
+use crate::output::{note, print, print_line};
+use anyhow::{Result, anyhow};
 use clap::Args;
-use measure::{Machine, Run};
+use measure::Machine;
+use plan::{Lengths, Plan};
+use record::{Record, Subject};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use tempfile::TempDir;
 use tidbit_runtime::quant::QuantType;
-use tidbit_runtime::session::{Model, Session, SessionOptions};
-use tidbit_runtime::threads::available_cores;
+use tidbit_runtime::session::{Model, SessionOptions};
+use tidbit_runtime::spec::Spec;
 
 /// Measure speed, beside what this machine can do at best.
 ///
 /// Weights are random unless a model file is given: speed does not depend on them. Ceilings (reading the same bytes, 8-bit
-/// multiply-adds) are measured before each repetition with as many threads.
+/// multiply-adds) are measured before each repetition with as many threads. Results go to stdout, progress to stderr.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   tidbit bench --shape gpt2 --quant q4,q8
-  tidbit bench model.tidbit --threads 2 --depth 0,900 --json")]
+  tidbit bench model.tidbit --threads 2 --depth 0,900 --json
+  tidbit bench --shape gpt2 --quant all --depth 0,900 --html > bench.html")]
 pub(crate) struct BenchArgs {
     /// A model file; without one, random weights in the shape that --shape names
     #[arg(required_unless_present = "shape", conflicts_with = "shape")]
@@ -33,23 +51,23 @@ pub(crate) struct BenchArgs {
     /// An architecture: gpt2, gpt2-medium, gpt2-large, gpt2-xl, pythia-70m to pythia-2.8b, or a config.json
     #[arg(long, value_name = "NAME|config.json")]
     shape: Option<String>,
-    /// Quant types of the random weights, separated by commas
-    #[arg(long, default_value = "q4", value_delimiter = ',')]
+    /// Quant types of the random weights, separated by commas, or `all`
+    #[arg(long, value_name = "TYPES", default_value = "q4", value_delimiter = ',', conflicts_with = "model")]
     quant: Vec<String>,
     /// Numbers of threads, separated by commas [default: 1 and all cores]
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_name = "N", value_delimiter = ',')]
     threads: Vec<usize>,
-    /// Tokens to run at once, separated by commas (0: none)
-    #[arg(long, default_value = "512", value_delimiter = ',')]
+    /// Tokens to run at once, separated by commas, 0 for none [default: 512, or the context when that is less]
+    #[arg(long, value_name = "N", value_delimiter = ',')]
     prefill: Vec<usize>,
-    /// Tokens to run one by one, in each repetition (0: none)
-    #[arg(long, default_value_t = 32)]
-    decode: usize,
+    /// Tokens to run one by one, in each repetition, 0 for none [default: 32, or the context when that is less]
+    #[arg(long, value_name = "N")]
+    decode: Option<usize>,
     /// Tokens in the cache before those, separated by commas
-    #[arg(long, default_value = "0", value_delimiter = ',')]
+    #[arg(long, value_name = "N", default_value = "0", value_delimiter = ',')]
     depth: Vec<usize>,
     /// Repetitions of each measurement, after one to warm up
-    #[arg(long, default_value_t = 9)]
+    #[arg(long, value_name = "N", default_value_t = 9)]
     repetitions: usize,
     /// Keep the model of random weights in this file
     #[arg(long, value_name = "FILE", requires = "shape")]
@@ -57,77 +75,142 @@ pub(crate) struct BenchArgs {
     /// A tokenizer.json to put into the saved model
     #[arg(long, value_name = "FILE", requires = "save")]
     tokenizer: Option<PathBuf>,
-    /// Print one JSON object
+    #[command(flatten)]
+    format: Format,
+}
+
+/// How results are printed; a table for people without any of these.
+#[derive(Args, Clone, Copy, Debug)]
+#[group(multiple = false)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of which one at most is set")]
+pub(crate) struct Format {
+    /// Print a JSON list with one object for each measurement
     #[arg(long)]
     json: bool,
+    /// Print comma-separated values with the same fields
+    #[arg(long)]
+    csv: bool,
+    /// Print a Markdown table
+    #[arg(long)]
+    md: bool,
+    /// Print one self-contained web page with plots
+    #[arg(long)]
+    html: bool,
+}
+
+impl Format {
+    /// Whether results are printed as they come.
+    fn streams(self) -> bool {
+        !(self.json || self.csv || self.md || self.html)
+    }
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
-    let threads = if args.threads.is_empty() { default_threads() } else { args.threads.clone() };
-    if args.repetitions == 0 {
-        bail!("--repetitions is 0, expected at least 1");
-    }
-    let mut runs = Vec::new();
-    let mut models = Vec::new();
+    let plan = Plan::new(args)?;
+    let mut records = Vec::new();
     if let Some(path) = &args.model {
-        models.push(measure_model(path, args, &threads, &mut runs)?);
+        let model = Model::open(path)?;
+        let lengths = plan.lengths(&path.display().to_string(), model.spec().context_length)?;
+        plan::check_cache(&model, &lengths)?;
+        drop(model);
+        measure_model(path, &plan, &lengths, args.format, &mut records)?;
     } else if let Some(shape) = &args.shape {
-        if args.save.is_some() && args.quant.len() != 1 {
-            bail!("--save takes one quant type, found {}", args.quant.join(","));
-        }
         let spec = shapes::spec(shape)?;
+        let lengths = plan.lengths(shape, spec.context_length)?;
+        // All of them before the first is written.
+        for &quant in &plan.quants {
+            plan::check_memory(shape, &spec, quant, &lengths)?;
+        }
         let tokenizer = match &args.tokenizer {
-            Some(path) => Some(std::fs::read(path).with_context(|| path.display().to_string())?),
+            Some(path) => Some(std::fs::read(path).map_err(|e| anyhow!("{}: {e}", path.display()))?),
             None => None,
         };
-        for name in &args.quant {
-            let Some(quant) = QuantType::from_name(name) else {
-                bail!("--quant is {name:?}, expected one of {}", QuantType::ALL.map(QuantType::name).join(", "));
-            };
-            let folder = tempfile::tempdir()?;
-            let path = args
-                .save
-                .clone()
-                .unwrap_or_else(|| folder.path().join(format!("{shape}-{quant}.tidbit").replace('/', "_")));
-            eprintln!("writing random weights of {shape} in {quant}");
-            tidbit_convert::write_random(&spec, quant, tokenizer.as_deref(), &path, 1)?;
-            models.push(measure_model(&path, args, &threads, &mut runs)?);
+        for &quant in &plan.quants {
+            let file = RandomModel::write(shape, &spec, quant, tokenizer.as_deref(), args.save.as_deref())?;
+            measure_model(&file.path, &plan, &lengths, args.format, &mut records)?;
         }
     }
-    report::print(&models, &runs, args.json)
-}
-
-fn default_threads() -> Vec<usize> {
-    match available_cores() {
-        1 => vec![1],
-        n => vec![1, n],
+    match args.format {
+        Format { json: true, .. } => print_line(serde_json::to_string_pretty(&records)?),
+        Format { csv: true, .. } => print(&report::csv(&records)?),
+        Format { md: true, .. } => print(&report::markdown(&records)),
+        Format { html: true, .. } => print(&page::html(&records)),
+        _ => Ok(()),
     }
 }
 
-fn measure_model(path: &Path, args: &BenchArgs, threads: &[usize], runs: &mut Vec<Run>) -> Result<report::Measured> {
-    let start = Instant::now();
-    let model = Model::open(path)?;
-    let load_ms = start.elapsed().as_secs_f64() * 1e3;
-    let longest = args.prefill.iter().chain(&args.depth).max().copied().unwrap_or(0) + args.decode;
-    let context = longest.clamp(1, model.spec().context_length);
-    if longest > context {
-        bail!("{longest} tokens do not fit the context of {context} of {}", path.display());
+/// A model file of random weights, in a folder that is removed with it, unless the file is to be kept.
+struct RandomModel {
+    path: PathBuf,
+    // In this order: first the folder goes, then nobody needs to remove it.
+    _folder: TempDir,
+    _guard: RemoveOnInterrupt,
+}
+
+impl RandomModel {
+    fn write(
+        shape: &str,
+        spec: &Spec,
+        quant: QuantType,
+        tokenizer: Option<&[u8]>,
+        save: Option<&Path>,
+    ) -> Result<Self> {
+        let parent = match save {
+            // Beside its final place, so that it can be renamed.
+            Some(save) => save.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned(),
+            None => std::env::temp_dir(),
+        };
+        let folder = tempfile::Builder::new()
+            .prefix("tidbit-bench")
+            .tempdir_in(&parent)
+            .map_err(|e| anyhow!("cannot make a folder for random weights: {e}"))?;
+        let guard = RemoveOnInterrupt::new(folder.path())?;
+        let stem = Path::new(shape).file_name().unwrap_or_default().to_string_lossy();
+        let mut path = folder.path().join(format!("{}-{quant}.tidbit", stem.trim_end_matches(".json")));
+        note(format_args!("writing random weights of {shape} in {quant}"));
+        tidbit_convert::write_random(spec, quant, tokenizer, &path, 1)?;
+        if let Some(save) = save {
+            std::fs::rename(&path, save).map_err(|e| anyhow!("{}: {e}", save.display()))?;
+            save.clone_into(&mut path);
+        }
+        Ok(Self { path, _folder: folder, _guard: guard })
     }
-    let mut isa = "";
-    for &n in threads {
-        let options = SessionOptions { threads: Some(n), context: Some(context), ..SessionOptions::default() };
-        let mut session = Session::new(&model, &options)?;
-        isa = session.isa();
+}
+
+fn measure_model(path: &Path, plan: &Plan, lengths: &Lengths, format: Format, records: &mut Vec<Record>) -> Result<()> {
+    let tell = |line: String| {
+        if format.streams() {
+            return print_line(line);
+        }
+        note(format_args!("{line}"));
+        Ok(())
+    };
+    for &n in &plan.threads {
+        memory::reset_peak_rss();
+        let options = SessionOptions { threads: Some(n), context: Some(lengths.context), ..SessionOptions::default() };
+        let (mut session, start) = measure::start(path, &options, plan.repetitions)?;
         let mut machine = Machine::new(n)?;
-        for &tokens in args.prefill.iter().filter(|&&t| t > 0) {
-            runs.push(measure::prefill(&mut session, &mut machine, tokens, args.repetitions)?);
-            eprintln!("{}", report::line(runs.last().expect("just pushed")));
+        let subject = Subject::new(path, &session, start, plan.repetitions);
+        if n == plan.threads[0] {
+            tell(report::heading(&subject))?;
         }
-        for &depth in args.depth.iter().filter(|_| args.decode > 0) {
-            runs.push(measure::decode(&mut session, &mut machine, args.decode, depth, args.repetitions)?);
-            eprintln!("{}", report::line(runs.last().expect("just pushed")));
+        tell(report::start_line(n, &subject))?;
+        let mut done = |run| {
+            let record = Record { run, subject: subject.clone(), peak_rss_bytes: memory::peak_rss() };
+            let told = tell(report::line(&record.run));
+            records.push(record);
+            told
+        };
+        for &tokens in &lengths.prefill {
+            done(measure::prefill(&mut session, &mut machine, tokens, plan.repetitions)?)?;
+        }
+        for &depth in &lengths.depth {
+            done(measure::decode(&mut session, &mut machine, lengths.decode, depth, plan.repetitions)?)?;
         }
     }
-    Ok(report::Measured::new(path, &model, load_ms, isa))
+    if let (true, Some(peak)) = (format.streams(), memory::peak_rss()) {
+        print_line(format_args!("peak memory {:.1} MB, pages of the mapped file included", peak as f64 / 1e6))?;
+    }
+    Ok(())
 }

@@ -1,90 +1,170 @@
-//! What `tidbit bench` prints.
+//! Measurements as lines for people, as CSV and as a Markdown table.
 
 use super::measure::Run;
+use super::record::{FIELDS, Record, Subject};
 use anyhow::Result;
-use serde::Serialize;
+use serde_json::Value;
 use std::fmt::Write as _;
-use std::io::Write as _;
-use std::path::Path;
-use tidbit_runtime::session::Model;
 
-/// Facts about one measured file.
-#[derive(Debug, Serialize)]
-pub(super) struct Measured {
-    file: String,
-    file_bytes: usize,
-    /// SHA-256 of the file's header, which holds the checksum of every tensor.
-    header_sha256: String,
-    quant: String,
-    load_ms: f64,
-    isa: &'static str,
-    cpu: String,
-    cores: usize,
+/// What was measured, in one line.
+pub(super) fn heading(subject: &Subject) -> String {
+    format!(
+        "{} ({:.1} MB), {} on {}, {} cores",
+        subject.file,
+        subject.file_bytes as f64 / 1e6,
+        subject.isa,
+        subject.cpu,
+        subject.cores
+    )
 }
 
-impl Measured {
-    pub(super) fn new(path: &Path, model: &Model, load_ms: f64, isa: &'static str) -> Self {
-        Self {
-            file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            file_bytes: model.file().len(),
-            header_sha256: model.file().header_sha256(),
-            quant: model.file().provenance().quant.clone(),
-            load_ms,
-            isa,
-            cpu: cpu_name(),
-            cores: tidbit_runtime::threads::available_cores(),
-        }
-    }
-}
-
-/// The processor's name where the system tells.
-fn cpu_name() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':'));
-    name.map_or_else(|| std::env::consts::ARCH.into(), |(_, name)| name.trim().into())
+/// How it started, in one line.
+pub(super) fn start_line(threads: usize, subject: &Subject) -> String {
+    format!(
+        "     start               {:9} {:8.2} ms to load, {:.2} ms to the first token (in this process)",
+        count_of_threads(threads),
+        subject.start.load_ms,
+        subject.start.first_token_ms
+    )
 }
 
 /// One measurement in one line.
 pub(super) fn line(run: &Run) -> String {
-    let what = match run.phase {
-        "prefill" => format!("prefill {}", run.n_tokens),
-        phase => format!("{phase} at depth {}", run.depth),
-    };
-    let threads = if run.threads == 1 { "1 thread ".into() } else { format!("{} threads", run.threads) };
+    let threads = count_of_threads(run.threads);
     let mut text = format!(
-        "{:4} {what:18} {threads:9} {:8.1} tokens/s ({:.1} to {:.1})",
-        run.quant, run.tokens_per_s, run.p5, run.p95
+        "{:4} {:19} {threads:9} {:8.1} tokens/s ({:.1} to {:.1})",
+        run.quant,
+        work(run),
+        run.tokens_per_s,
+        run.p5,
+        run.p95
     );
-    let achieved = run.read_gb_per_s.map(|v| (v, "GB/s")).or(run.int8_tops.map(|v| (v, "int8 Tops")));
-    if let (Some((value, unit)), Some(roof), Some(fraction)) = (achieved, run.roof, run.roof_fraction) {
+    if let Some(roof) = of_roof(run) {
         // Writing to a `String` cannot fail.
-        let _ = write!(text, "  {value:6.2} of {roof:.2} {unit} = {:.0} %", fraction * 100.0);
+        let _ = write!(text, "  {roof}");
     }
     text
 }
 
-/// Everything, to stdout.
-pub(super) fn print(models: &[Measured], runs: &[Run], json: bool) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    if json {
-        let all = serde_json::json!({ "models": models, "runs": runs });
-        writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
-        return Ok(());
+/// What was run.
+pub(super) fn work(run: &Run) -> String {
+    match run.phase {
+        "prefill" => format!("prefill {}", run.n_tokens),
+        phase => format!("{phase} at depth {}", run.depth),
     }
-    for model in models {
-        writeln!(
-            out,
-            "{} ({:.1} MB, opened in {:.2} ms), {} on {}, {} cores",
-            model.file,
-            model.file_bytes as f64 / 1e6,
-            model.load_ms,
-            model.isa,
-            model.cpu,
-            model.cores
-        )?;
+}
+
+pub(super) fn count_of_threads(threads: usize) -> String {
+    if threads == 1 { "1 thread".into() } else { format!("{threads} threads") }
+}
+
+/// What was reached of the ceiling, where there is one.
+pub(super) fn of_roof(run: &Run) -> Option<String> {
+    let (value, roof, fraction) = (run.achieved()?, run.roof?, run.roof_fraction?);
+    Some(format!("{value:.2} of {roof:.2} {} = {:.0} %", run.unit(), fraction * 100.0))
+}
+
+/// One line for each measurement after a line of names (RFC 4180, lines end in a line feed); empty where nothing applies.
+pub(super) fn csv(records: &[Record]) -> Result<String> {
+    let mut text = FIELDS.join(",") + "\n";
+    for record in records {
+        let record = serde_json::to_value(record)?;
+        let cells: Vec<String> = FIELDS.iter().map(|field| csv_cell(&record[field])).collect();
+        text += &cells.join(",");
+        text += "\n";
     }
-    for run in runs {
-        writeln!(out, "{}", line(run))?;
+    Ok(text)
+}
+
+fn csv_cell(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) if text.contains([',', '"', '\n', '\r']) => format!("\"{}\"", text.replace('"', "\"\"")),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
     }
-    Ok(())
+}
+
+/// Columns of the tables for people.
+pub(super) const COLUMNS: [&str; 9] =
+    ["model", "quant", "work", "threads", "tokens/s", "p5 to p95", "of the roof", "load, first token", "peak memory"];
+
+/// The cells of those columns.
+pub(super) fn cells(record: &Record) -> [String; 9] {
+    let (run, subject) = (&record.run, &record.subject);
+    [
+        format!("{} ({:.1} MB)", subject.file, subject.file_bytes as f64 / 1e6),
+        run.quant.clone(),
+        work(run),
+        run.threads.to_string(),
+        rate(run.tokens_per_s),
+        format!("{} to {}", rate(run.p5), rate(run.p95)),
+        of_roof(run).unwrap_or_else(|| "–".into()),
+        format!("{:.2} ms, {:.1} ms", subject.start.load_ms, subject.start.first_token_ms),
+        record.peak_rss_bytes.map_or_else(|| "–".into(), |bytes| format!("{:.1} MB", bytes as f64 / 1e6)),
+    ]
+}
+
+/// Three figures or more.
+pub(super) fn rate(value: f64) -> String {
+    let decimals = match value {
+        v if v < 10.0 => 2,
+        v if v < 100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$}")
+}
+
+/// The machine in one sentence, and how to read the figures.
+pub(super) fn machine(subject: &Subject) -> String {
+    format!(
+        "tidbit {}, {} on {}, {} cores; medians of {} repetitions",
+        subject.version, subject.isa, subject.cpu, subject.cores, subject.repetitions
+    )
+}
+
+/// A table to paste.
+pub(super) fn markdown(records: &[Record]) -> String {
+    let row = |cells: &[String]| {
+        let escaped: Vec<String> = cells.iter().map(|cell| cell.replace('\\', "\\\\").replace('|', "\\|")).collect();
+        format!("| {} |\n", escaped.join(" | "))
+    };
+    let mut text = records.first().map(|r| machine(&r.subject) + "\n\n").unwrap_or_default();
+    text += &row(&COLUMNS.map(String::from));
+    text += "|---|---|---|---:|---:|---:|---:|---:|---:|\n";
+    for record in records {
+        text += &row(&cells(record));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::example;
+    use super::*;
+
+    #[test]
+    fn csv_quotes_what_needs_it() {
+        let text = csv(&[example("prefill", "f32", 2, 0, 1000.0)]).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2);
+        assert!(lines[1].starts_with("prefill,f32,2,512,0,1,1000.0,900.0,1100.0,,,,,"), "{}", lines[1]);
+        assert!(lines[1].contains("\"A CPU, of \"\"8\"\" cores | <fast>\""), "{}", lines[1]);
+    }
+
+    #[test]
+    fn markdown_has_as_many_cells_in_each_row() {
+        let text = markdown(&[example("decode", "q4", 1, 900, 12.34), example("prefill", "f32", 2, 0, 1000.0)]);
+        let table: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
+        assert_eq!(table.len(), 4);
+        for line in &table {
+            assert_eq!(line.replace("\\|", "").matches('|').count(), COLUMNS.len() + 1, "{line}");
+        }
+        assert!(table[2].contains("| 12.3 | 11.1 to 13.6 | 10.00 of 20.00 GB/s = 50 % |"), "{}", table[2]);
+    }
+
+    #[test]
+    fn rates_keep_three_figures() {
+        assert_eq!((rate(1.234), rate(12.34), rate(1234.5)), ("1.23".into(), "12.3".into(), "1234".into()));
+    }
 }

@@ -1,6 +1,7 @@
 //! Architectures by name, as the `config.json` their publishers give them.
 
-use anyhow::{Context, Result, bail};
+use crate::failure::Usage;
+use anyhow::Result;
 use serde_json::json;
 use std::path::Path;
 use tidbit_runtime::spec::Spec;
@@ -29,10 +30,10 @@ pub(super) fn spec(name: &str) -> Result<Spec> {
             "hidden_size": width, "num_attention_heads": heads, "intermediate_size": 4 * width, "rotary_pct": 0.25,
         })
     } else if Path::new(name).extension().is_some_and(|e| e == "json") {
-        return Ok(tidbit_convert::spec_from_config(Path::new(name)).context("--shape")?.0);
+        return Ok(tidbit_convert::spec_from_config(Path::new(name))?.0);
     } else {
         let known: Vec<_> = GPT2.iter().chain(&PYTHIA).map(|s| s.0).collect();
-        bail!("--shape is {name:?}, expected a config.json or one of {}", known.join(", "));
+        return Err(Usage(format!("--shape is {name:?}, expected a config.json or one of {}", known.join(", "))).into());
     };
     Ok(tidbit_convert::spec_from_json(name, &config.to_string())?.0)
 }

@@ -1,0 +1,227 @@
+//! What is to be measured. Everything that can be wrong with it is said here, before a weight is written or memory taken.
+
+use super::BenchArgs;
+use crate::failure::{Hint, Usage};
+use crate::memory;
+use crate::output::note;
+use anyhow::Result;
+use indicatif::DecimalBytes;
+use tidbit_convert::Plan as FilePlan;
+use tidbit_runtime::error::SessionError;
+use tidbit_runtime::kv_cache::{self, CacheType};
+use tidbit_runtime::quant::QuantType;
+use tidbit_runtime::session::Model;
+use tidbit_runtime::spec::Spec;
+use tidbit_runtime::threads::{MAX_THREADS, available_cores};
+
+/// Prompt, unless told otherwise.
+const PREFILL: usize = 512;
+
+/// Tokens decoded in each repetition, unless told otherwise.
+const DECODE: usize = 32;
+
+/// A checked command line.
+pub(super) struct Plan<'a> {
+    args: &'a BenchArgs,
+    pub(super) quants: Vec<QuantType>,
+    pub(super) threads: Vec<usize>,
+    pub(super) repetitions: usize,
+}
+
+/// What is to be run on a model, all of which fits its context.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Lengths {
+    pub(super) prefill: Vec<usize>,
+    pub(super) decode: usize,
+    /// Empty when nothing is decoded.
+    pub(super) depth: Vec<usize>,
+    /// Tokens that a session must hold.
+    pub(super) context: usize,
+}
+
+impl<'a> Plan<'a> {
+    /// Checks what needs no model.
+    pub(super) fn new(args: &'a BenchArgs) -> Result<Self> {
+        if args.repetitions == 0 {
+            return usage("--repetitions is 0, expected at least 1");
+        }
+        if args.decode == Some(0) && !args.prefill.is_empty() && args.prefill.iter().all(|&n| n == 0) {
+            return usage("--prefill and --decode are both 0, nothing is left to measure");
+        }
+        let threads = if args.threads.is_empty() { default_threads() } else { unique(&args.threads) };
+        if let Some(&asked) = threads.iter().find(|&&n| n == 0 || n > MAX_THREADS) {
+            return Err(SessionError::Threads { asked, most: MAX_THREADS }.into());
+        }
+        let cores = available_cores();
+        if let Some(n) = threads.iter().find(|&&n| n > cores) {
+            note(format_args!("warning: {n} threads share {cores} cores: expect them to wait for each other"));
+        }
+        let quants = quants(&args.quant)?;
+        if let Some(save) = &args.save {
+            if quants.len() != 1 {
+                let found = args.quant.join(",");
+                return usage(format!("--save takes one quant type, --quant is {found}"));
+            }
+            if save.is_dir() || save.file_name().is_none() {
+                return usage(format!("{}: expected the name of a file for --save, found a folder", save.display()));
+            }
+        }
+        Ok(Self { args, quants, threads, repetitions: args.repetitions })
+    }
+
+    /// What is to be run on a model called `name`.
+    pub(super) fn lengths(&self, name: &str, context: usize) -> Result<Lengths> {
+        let Some(lengths) = lengths(&self.args.prefill, self.args.decode, &self.args.depth, context) else {
+            let asked = |values: &[usize]| values.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+            return usage(format!(
+                "--prefill {}, --decode {} after --depth {}: more than the context of {context} tokens of {name}",
+                if self.args.prefill.is_empty() { PREFILL.min(context).to_string() } else { asked(&self.args.prefill) },
+                self.args.decode.unwrap_or(DECODE.min(context)),
+                asked(&self.args.depth),
+            ));
+        };
+        Ok(lengths)
+    }
+}
+
+/// Checks that the cache for a model fits the memory. The file need not: it is mapped.
+pub(super) fn check_cache(model: &Model, lengths: &Lengths) -> Result<()> {
+    let cache = cache_bytes(model.spec(), kv_cache::default_type(model.file()), lengths.context);
+    fits(&model.file().path().display().to_string(), Some(0), cache)
+}
+
+fn usage<T>(message: impl Into<String>) -> Result<T> {
+    Err(Usage(message.into()).into())
+}
+
+fn default_threads() -> Vec<usize> {
+    unique(&[1, available_cores().min(MAX_THREADS)])
+}
+
+/// The values in their order, each once.
+fn unique<T: Copy + PartialEq>(values: &[T]) -> Vec<T> {
+    let mut once = Vec::new();
+    for &value in values {
+        if !once.contains(&value) {
+            once.push(value);
+        }
+    }
+    once
+}
+
+fn quants(names: &[String]) -> Result<Vec<QuantType>> {
+    let mut quants = Vec::new();
+    for name in names {
+        if name == "all" {
+            quants.extend(QuantType::ALL);
+        } else if let Some(quant) = QuantType::from_name(name) {
+            quants.push(quant);
+        } else {
+            let known = QuantType::ALL.map(QuantType::name).join(", ");
+            return usage(format!("--quant is {name:?}, expected all, or some of {known}"));
+        }
+    }
+    Ok(unique(&quants))
+}
+
+/// `None` when something does not fit the context.
+fn lengths(prefill: &[usize], decode: Option<usize>, depth: &[usize], context: usize) -> Option<Lengths> {
+    let mut prefill = if prefill.is_empty() { vec![PREFILL.min(context)] } else { unique(prefill) };
+    prefill.retain(|&n| n > 0);
+    let decode = decode.unwrap_or(DECODE.min(context));
+    let depth = if decode == 0 { Vec::new() } else { unique(depth) };
+    let deepest = depth.iter().max().map_or(Some(0), |d| d.checked_add(decode))?;
+    let longest =
+        deepest.max(prefill.iter().max().copied().unwrap_or(0)).max(super::measure::FIRST_PROMPT.min(context));
+    (longest <= context).then_some(Lengths { prefill, decode, depth, context: longest })
+}
+
+/// Checks that a model of random weights and its cache fit the memory.
+pub(super) fn check_memory(name: &str, spec: &Spec, quant: QuantType, lengths: &Lengths) -> Result<()> {
+    let cache_type = if quant == QuantType::F32 { CacheType::F32 } else { CacheType::F16 };
+    let cache = cache_bytes(spec, cache_type, lengths.context);
+    fits(&format!("{name} in {quant}"), weight_bytes(spec, quant), cache)
+}
+
+/// Bytes of all weights, from two small models: a list of millions of layers would itself fill the memory.
+fn weight_bytes(spec: &Spec, quant: QuantType) -> Option<u64> {
+    let bytes = |n_layers| {
+        let plan = FilePlan::of_spec(&Spec { n_layers, ..spec.clone() }, quant).ok()?;
+        plan.tensors.iter().try_fold(0u64, |sum, t| sum.checked_add(t.bytes))
+    };
+    let (one, two) = (bytes(1)?, bytes(2)?);
+    (two - one).checked_mul(spec.n_layers as u64 - 1)?.checked_add(one)
+}
+
+fn cache_bytes(spec: &Spec, cache_type: CacheType, context: usize) -> Option<u64> {
+    let layer = kv_cache::bytes_per_token(&Spec { n_layers: 1, ..spec.clone() }, cache_type);
+    (layer as u64).checked_mul(spec.n_layers as u64)?.checked_mul(context as u64)
+}
+
+/// Compares with what the system says it has left; `None` is more than can be counted.
+fn fits(what: &str, weights: Option<u64>, cache: Option<u64>) -> Result<()> {
+    let Some((weights, cache, sum)) = weights.zip(cache).and_then(|(w, c)| Some((w, c, w.checked_add(c)?))) else {
+        return usage(format!("{what}: its size overflows 64 bits"));
+    };
+    match memory::available() {
+        Some(available) if sum > available => Err(Usage(format!(
+            "{what}: {} are needed (weights {}, cache {}), {} are available",
+            DecimalBytes(sum),
+            DecimalBytes(weights),
+            DecimalBytes(cache),
+            DecimalBytes(available)
+        ))
+        .hint("take a smaller shape, fewer bits with --quant, or less with --prefill and --depth")),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::shapes;
+
+    #[test]
+    fn lengths_fit_the_context() {
+        let all = lengths(&[], None, &[0], 1024).unwrap();
+        assert_eq!(all, Lengths { prefill: vec![512], decode: 32, depth: vec![0], context: 512 });
+        let small = lengths(&[], None, &[0], 8).unwrap();
+        assert_eq!(small, Lengths { prefill: vec![8], decode: 8, depth: vec![0], context: 8 });
+        let full = lengths(&[1024], Some(1), &[1023, 0, 1023], 1024).unwrap();
+        assert_eq!((full.depth, full.context), (vec![1023, 0], 1024));
+        assert_eq!(lengths(&[1025], Some(1), &[0], 1024), None);
+        assert_eq!(lengths(&[1], Some(2), &[1023], 1024), None);
+        assert_eq!(lengths(&[1], Some(usize::MAX), &[1], 1024), None);
+        let nothing_decoded = lengths(&[0, 3], Some(0), &[usize::MAX], 1024).unwrap();
+        assert_eq!((nothing_decoded.prefill, nothing_decoded.depth), (vec![3], vec![]));
+    }
+
+    #[test]
+    fn weights_are_counted_without_listing_the_layers() {
+        let spec = shapes::spec("gpt2").unwrap();
+        for quant in QuantType::ALL {
+            let plan = FilePlan::of_spec(&spec, quant).unwrap();
+            assert_eq!(weight_bytes(&spec, quant), Some(plan.tensors.iter().map(|t| t.bytes).sum()), "{quant}");
+        }
+        let endless = Spec { n_layers: 1 << 50, ..spec };
+        assert_eq!(weight_bytes(&endless, QuantType::F32), None);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        assert!(fits("x", Some(1), Some(1)).is_ok());
+        assert!(fits("x", None, Some(1)).unwrap_err().to_string().contains("overflows"));
+        assert!(fits("x", Some(u64::MAX), Some(1)).unwrap_err().to_string().contains("overflows"));
+        if memory::available().is_some() {
+            assert!(fits("x", Some(1 << 60), Some(1)).unwrap_err().to_string().contains("weights"));
+        }
+    }
+
+    #[test]
+    fn all_is_every_quant_type_once() {
+        let names = ["q4".to_string(), "all".to_string()];
+        let found = quants(&names).unwrap();
+        assert_eq!(found.len(), QuantType::ALL.len());
+        assert_eq!(found[0], QuantType::Q4);
+    }
+}
