@@ -297,7 +297,7 @@ instantiate!(neon_row, crate::kernels::aarch64::neon::Neon<crate::kernels::aarch
 #[cfg(target_arch = "aarch64")]
 instantiate!(dotprod_row, crate::kernels::aarch64::neon::Neon<crate::kernels::aarch64::neon::Sdot>,
     #[target_feature(enable = "neon,dotprod")]
-    int 1 x 3, float 1 x 6, attention 6 1 1, peak 2 x 2);
+    int 1 x 4, float 1 x 6, attention 6 1 1, peak 2 x 2);
 
 /// An instruction set that this processor runs.
 #[derive(Clone, Copy)]

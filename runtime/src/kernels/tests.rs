@@ -300,3 +300,12 @@ fn the_forced_isa_is_the_one_that_runs() {
     let error = choose(Some("mmx".as_ref())).unwrap_err().to_string();
     assert!(error.starts_with("TIDBIT_ISA is \"mmx\", this processor runs: ") && error.ends_with("scalar"), "{error}");
 }
+
+/// The variable is set where the processor is known: under qemu, by `tests/aarch64.sh`.
+#[test]
+fn the_best_isa_of_a_known_processor_is_chosen() {
+    match std::env::var("TIDBIT_TEST_BEST_ISA") {
+        Ok(best) => assert_eq!(choose(None).unwrap().name(), best),
+        Err(_) => println!("skipped: TIDBIT_TEST_BEST_ISA is not set"),
+    }
+}
