@@ -8,6 +8,10 @@ check:
 test:
     cargo test --workspace
 
+# The kernel tests for aarch64, under qemu
+aarch64:
+    tests/aarch64.sh
+
 # Speed in the shape of GPT-2 124M, beside this machine's own ceilings
 bench:
     cargo run --release -- bench --shape gpt2 --quant q4,q8

@@ -41,9 +41,8 @@ debian_compiler() {
     rm -r "$compiler.part/deb"
     mv "$compiler.part" "$compiler"
   fi
-  export RUSTC="$compiler/usr/bin/rustc"
-  LD_LIBRARY_PATH=$(dirname "$compiler"/usr/lib/*/librustc_driver-*.so)
-  export LD_LIBRARY_PATH
+  LD_LIBRARY_PATH="$compiler/usr/lib/$(uname -m)-linux-gnu"
+  export LD_LIBRARY_PATH RUSTC="$compiler/usr/bin/rustc"
 }
 if [ -n "${DEBIAN_RUSTC:-}" ] || ! quietly rustup target add "$target"; then
   debian_compiler || fail "no standard library for $target, neither from rustup nor from apt-get: $(tail -n 1 "$log")"
