@@ -30,19 +30,19 @@ pub(crate) use generic::attention::KEYS;
 
 /// 32 activations in 8 bits.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[repr(C, align(8))]
+#[repr(C)]
 pub struct ActBlock {
     /// What an integer stands for.
     pub scale: f32,
-    /// -64 times the sum of the integers: what raising weights by 64 adds to a dot product, taken away.
-    pub lowered: i32,
+    /// -64 and -128 times the sum of the integers: what raising weights by 64 or 128 adds to a dot product, taken away.
+    pub lowered: [i32; 2],
     /// Integers in -127..=127.
     pub q: [i8; BLOCK],
 }
 
 impl ActBlock {
     /// All zero.
-    pub const ZERO: Self = Self { scale: 0.0, lowered: 0, q: [0; BLOCK] };
+    pub const ZERO: Self = Self { scale: 0.0, lowered: [0; 2], q: [0; BLOCK] };
 }
 
 /// The left operand of a matrix product, `[tokens, cols]`.
@@ -285,7 +285,7 @@ instantiate!(scalar_row, crate::kernels::scalar::Scalar, int 1 x 1, float 1 x 1,
 #[cfg(target_arch = "x86_64")]
 instantiate!(avx2_row, crate::kernels::x86_64::avx2::Avx2,
     #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
-    int 1 x 3, float 1 x 6, attention 4 1 1, peak 2 x 2);
+    int 1 x 4, float 1 x 6, attention 4 1 1, peak 2 x 2);
 #[cfg(target_arch = "x86_64")]
 instantiate!(avx512_row, crate::kernels::x86_64::avx512::Avx512,
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]

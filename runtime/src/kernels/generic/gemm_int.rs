@@ -7,18 +7,25 @@
 use crate::kernels::simd::{LANES, Simd};
 use crate::kernels::{ActBlock, Activations, Epilogue, GemmArgs};
 use crate::quant::{BLOCK, BlockPanel, PANEL_ROWS, Q4_CODEBOOK};
+use std::mem::MaybeUninit;
 
 /// Bytes of weights between a load and its prefetch. Without it one core reads at two thirds of its bandwidth;
 /// 1 KiB is too near (11 of 15 GB/s), beyond 4 KiB nothing is gained.
 const PREFETCH: usize = 4096;
 
-/// Blocks whose unpacked weights are kept in the first-level cache: 8 blocks of two panels are 8 KiB.
-const CHUNK_BLOCKS: usize = 8;
+/// Blocks whose unpacked weights are kept in the first-level cache: 24 blocks of two panels are 24 KiB. Fewer would write
+/// and read the sums more often.
+const CHUNK_BLOCKS: usize = 24;
 /// Groups of 4 columns in a block, and bytes of a block that [`unpack`] has made operands of.
 const GROUPS: usize = BLOCK / 4;
 const UNPACKED_BYTES: usize = PANEL_ROWS * BLOCK;
-/// Tokens that one unpacking serves; their accumulators stay in the first-level cache too.
-const CHUNK_TOKENS: usize = 96;
+/// Tokens that one unpacking serves; their sums wait on the stack between chunks of blocks.
+const CHUNK_TOKENS: usize = 128;
+/// Up to this many tokens, unpacked weights are not worth keeping: 2, 4 and 8 tokens of GPT-2's feed-forward matrix took 50,
+/// 70 and 114 µs through the buffer, and take 36, 57 and 94 (one takes 26; AVX-512, `q4`, weights in the cache).
+const FEW: usize = 8;
+/// Panels computed together.
+const MAX_PANELS: usize = 2;
 
 /// How a quant type's blocks become operands of dot products.
 pub(in crate::kernels) trait IntWeights<S: Simd>: Copy {
@@ -81,18 +88,17 @@ impl<S: Simd> IntWeights<S> for Q4<S::T> {
     }
 }
 
-/// Where the sum of a block's products starts: lower by what raised operands will add. A load that is broadcast; an
-/// integer multiplied in a general register would cross to the vector side on the port that shuffles need.
+/// Where the sum of a block's products starts: lower by what raised operands will add. A load that is broadcast: computing it
+/// here takes slots of the ports that multiply.
 #[inline(always)]
 unsafe fn start<S: Simd, W: IntWeights<S>>(x: &ActBlock) -> S::I {
     const { assert!(W::OFFSET == 0 || W::OFFSET == 64 || W::OFFSET == 128) };
     // SAFETY: the features are the caller's promise.
     unsafe {
-        let lowered = S::splat_i(x.lowered);
         match W::OFFSET {
             0 => S::splat_i(0),
-            64 => lowered,
-            _ => S::add_i(lowered, lowered),
+            64 => S::splat_i(x.lowered[0]),
+            _ => S::splat_i(x.lowered[1]),
         }
     }
 }
@@ -100,39 +106,87 @@ unsafe fn start<S: Simd, W: IntWeights<S>>(x: &ActBlock) -> S::I {
 /// One token: every weight is read once, from memory.
 #[inline(always)]
 pub(in crate::kernels) unsafe fn gemv<S: Simd, W: IntWeights<S>>(args: &GemmArgs) {
-    let Activations::Int { x, .. } = args.x else { unreachable!("integer weights take integer activations") };
+    // SAFETY: passed on.
+    unsafe { direct::<S, W, 1>(args, 0) };
+}
+
+/// `T` tokens from `token` on: weights become operands in registers and are not kept. Returns `T`.
+#[inline(always)]
+unsafe fn direct<S: Simd, W: IntWeights<S>, const T: usize>(args: &GemmArgs, token: usize) -> usize {
+    let Activations::Int { x, stride } = args.x else { unreachable!("integer weights take integer activations") };
     // SAFETY: the caller's arguments cover the panels, the activations and the output.
     unsafe {
+        let x = x.add(token * stride);
         let weights = W::new();
         let layout = panel_layout::<S, W>(args.cols);
         for panel in 0..args.n_panels {
             let base = args.panels.add(panel * args.panel_bytes);
             let (scales, values) = (scales_of(base), base.add(layout.values_at));
-            let mut acc = S::splat(0.0);
+            let mut sums = [S::splat(0.0); T];
             for b in 0..layout.n_blocks {
-                let (block, x) = (values.add(b * W::BLOCK_BYTES), &*x.add(b));
+                let block = values.add(b * W::BLOCK_BYTES);
                 for line in (0..W::BLOCK_BYTES).step_by(64) {
                     S::prefetch(block.wrapping_add(PREFETCH + line));
                 }
-                // Two chains, because a dot product takes longer than it takes to start the next one.
-                let mut even = start::<S, W>(x);
-                let mut odd = S::splat_i(0);
+                let mut even = [S::splat_i(0); T];
+                // A dot product takes longer than it takes to start the next one: few tokens need two chains each.
+                let mut odd = [S::splat_i(0); T];
+                for t in 0..T {
+                    even[t] = start::<S, W>(&*x.add(t * stride + b));
+                }
                 for pair in 0..4 {
                     let (first, second) = weights.pair(block, pair);
-                    even = W::dot(even, first, x.q.as_ptr().add(pair * 8));
-                    odd = W::dot(odd, second, x.q.as_ptr().add(pair * 8 + 4));
+                    for t in 0..T {
+                        let q = (*x.add(t * stride + b)).q.as_ptr().add(pair * 8);
+                        even[t] = W::dot(even[t], first, q);
+                        if T < 4 {
+                            odd[t] = W::dot(odd[t], second, q.add(4));
+                        } else {
+                            even[t] = W::dot(even[t], second, q.add(4));
+                        }
+                    }
                 }
-                let scale = S::mul(S::load_f16(scales.add(b * LANES)), S::splat(x.scale));
-                acc = S::fma(S::to_f(S::add_i(even, odd)), scale, acc);
+                let scale = S::load_f16(scales.add(b * LANES));
+                for t in 0..T {
+                    let dot = if T < 4 { S::add_i(even[t], odd[t]) } else { even[t] };
+                    let scale = S::mul(scale, S::splat((*x.add(t * stride + b)).scale));
+                    sums[t] = S::fma(S::to_f(dot), scale, sums[t]);
+                }
             }
-            args.finish::<S>(0, panel, acc);
+            for (t, sum) in sums.into_iter().enumerate() {
+                args.finish::<S>(token + t, panel, sum);
+            }
         }
+    }
+    T
+}
+
+/// `n_tokens` of at most [`FEW`], as many at a time as registers hold.
+#[inline(always)]
+unsafe fn few<S: Simd, W: IntWeights<S>>(args: &GemmArgs) {
+    let mut token = 0;
+    while token < args.n_tokens {
+        // SAFETY: passed on.
+        token += unsafe {
+            match args.n_tokens - token {
+                1 => direct::<S, W, 1>(args, token),
+                2 => direct::<S, W, 2>(args, token),
+                3 | 5 => direct::<S, W, 3>(args, token),
+                4 | 7 => direct::<S, W, 4>(args, token),
+                6 => direct::<S, W, 6>(args, token),
+                _ => direct::<S, W, 8>(args, token),
+            }
+        };
     }
 }
 
 /// Many tokens: weights of `P` panels are unpacked once for [`CHUNK_TOKENS`] tokens, of which `T` are computed at a time.
 #[inline(always)]
 pub(in crate::kernels) unsafe fn gemm<S: Simd, W: IntWeights<S>, const P: usize, const T: usize>(args: &GemmArgs) {
+    if args.n_tokens <= FEW {
+        // SAFETY: passed on.
+        return unsafe { few::<S, W>(args) };
+    }
     let mut panel = 0;
     // SAFETY: the caller's arguments cover the panels, the activations and the output.
     unsafe {
@@ -162,12 +216,14 @@ fn scales_of(panel: *const u8) -> *const u16 {
 /// `P` panels from `panel` on, all tokens.
 #[inline(always)]
 unsafe fn panels<S: Simd, W: IntWeights<S>, const P: usize, const T: usize>(args: &GemmArgs, panel: usize) {
-    const { assert!(P <= 2 && T <= CHUNK_TOKENS) };
+    const { assert!(P <= MAX_PANELS && T <= CHUNK_TOKENS) };
     let Activations::Int { x, stride } = args.x else { unreachable!("integer weights take integer activations") };
-    let mut unpacked = Aligned([0u8; 2 * CHUNK_BLOCKS * UNPACKED_BYTES]);
-    let mut sums = Aligned([0f32; 2 * LANES * CHUNK_TOKENS]);
+    // Not cleared: that took 3 % of the product.
+    let mut unpacked = Lines(MaybeUninit::<[u8; MAX_PANELS * CHUNK_BLOCKS * UNPACKED_BYTES]>::uninit());
+    let mut sums = Lines(MaybeUninit::<[f32; MAX_PANELS * LANES * CHUNK_TOKENS]>::uninit());
+    let (unpacked, sums) = (unpacked.0.as_mut_ptr().cast::<u8>(), sums.0.as_mut_ptr().cast::<f32>());
     // SAFETY: the caller's arguments cover the panels, the activations and the output; the two buffers hold a
-    // chunk each.
+    // chunk each, and what is read of them was written before: `unpacked` by `unpack`, `sums` by the chunk before.
     unsafe {
         let weights = W::new();
         let layout = panel_layout::<S, W>(args.cols);
@@ -178,38 +234,32 @@ unsafe fn panels<S: Simd, W: IntWeights<S>, const P: usize, const T: usize>(args
                 let n_blocks = CHUNK_BLOCKS.min(layout.n_blocks - first_block);
                 for p in 0..P {
                     let source = base.add(p * args.panel_bytes + layout.values_at + first_block * W::BLOCK_BYTES);
-                    let out = unpacked.0.as_mut_ptr().add(p * CHUNK_BLOCKS * UNPACKED_BYTES);
-                    unpack::<S, W>(weights, source, n_blocks, out);
+                    unpack::<S, W>(weights, source, n_blocks, unpacked.add(p * CHUNK_BLOCKS * UNPACKED_BYTES));
                 }
-                let scales = scales_of(base).add(first_block * LANES);
+                let last = first_block + n_blocks == layout.n_blocks;
                 let mut chunk = Chunk {
-                    weights: unpacked.0.as_ptr(),
-                    scales,
-                    scales_stride: args.panel_bytes / 2,
+                    args,
+                    panel,
+                    token: first_token,
+                    weights: unpacked,
+                    scales: scales_of(base).add(first_block * LANES),
                     x: x.add(first_token * stride + first_block),
                     x_stride: stride,
                     n_blocks,
-                    sums: sums.0.as_mut_ptr(),
+                    sums,
                     first: first_block == 0,
+                    last,
                 };
                 let mut left = n_tokens;
-                while left >= T {
-                    chunk.tokens::<S, W, P, T>();
-                    chunk.advance(T);
-                    left -= T;
-                }
-                while left >= 2 {
-                    chunk.tokens::<S, W, P, 2>();
-                    chunk.advance(2);
-                    left -= 2;
-                }
-                if left > 0 {
-                    chunk.tokens::<S, W, P, 1>();
-                }
-            }
-            for t in 0..n_tokens {
-                for p in 0..P {
-                    args.finish::<S>(first_token + t, panel + p, S::load(sums.0.as_ptr().add((t * 2 + p) * LANES)));
+                while left > 0 {
+                    left -= match left {
+                        // Two of 4 are faster than 6 and 2.
+                        8 if T == 6 => chunk.tokens::<S, W, P, 4>(),
+                        n if n >= T => chunk.tokens::<S, W, P, T>(),
+                        n if n >= 4 => chunk.tokens::<S, W, P, 4>(),
+                        n if n >= 2 => chunk.tokens::<S, W, P, 2>(),
+                        _ => chunk.tokens::<S, W, P, 1>(),
+                    };
                 }
             }
         }
@@ -237,46 +287,49 @@ unsafe fn unpack<S: Simd, W: IntWeights<S>>(weights: W, source: *const u8, n_blo
     }
 }
 
+/// Aligned to a cache line.
 #[repr(align(64))]
-struct Aligned<T>(T);
+struct Lines<T>(T);
 
 /// Unpacked blocks of `P` panels, and the tokens that meet them.
-struct Chunk {
+struct Chunk<'a> {
+    args: &'a GemmArgs<'a>,
+    panel: usize,
+    /// The first of the tokens that are left, from which `x` and `sums` count.
+    token: usize,
     weights: *const u8,
     scales: *const u16,
-    /// From one panel's scales to the next's, in elements.
-    scales_stride: usize,
     x: *const ActBlock,
     /// From one token to the next, in blocks.
     x_stride: usize,
     n_blocks: usize,
-    /// `[tokens][2 panels][16]`.
+    /// `[tokens][MAX_PANELS][16]`.
     sums: *mut f32,
     /// Whether the sums start at 0.
     first: bool,
+    /// Whether they are complete afterwards.
+    last: bool,
 }
 
-impl Chunk {
+impl Chunk<'_> {
+    /// Adds the chunk's blocks to the sums of the next `T` tokens and `P` panels, all held in registers. Returns `T`.
     #[inline(always)]
-    unsafe fn advance(&mut self, tokens: usize) {
-        // SAFETY: stays within, or one past, what the chunk covers.
-        unsafe {
-            self.x = self.x.add(tokens * self.x_stride);
-            self.sums = self.sums.add(tokens * 2 * LANES);
-        }
-    }
-
-    /// Adds the chunk's blocks to the sums of `T` tokens and `P` panels, all held in registers.
-    #[inline(always)]
-    unsafe fn tokens<S: Simd, W: IntWeights<S>, const P: usize, const T: usize>(&self) {
+    unsafe fn tokens<S: Simd, W: IntWeights<S>, const P: usize, const T: usize>(&mut self) -> usize {
         // SAFETY: the chunk covers `P` panels, `T` tokens and `n_blocks` blocks.
         unsafe {
             let mut sums = [[S::splat(0.0); P]; T];
             if !self.first {
                 for t in 0..T {
                     for p in 0..P {
-                        sums[t][p] = S::load(self.sums.add((t * 2 + p) * LANES));
+                        sums[t][p] = S::load(self.sums.add((t * MAX_PANELS + p) * LANES));
                     }
+                }
+            }
+            if self.last {
+                // Rows of the output lie kilobytes apart, each on a page of its own: ask now, write later.
+                for t in 0..T {
+                    S::prefetch(self.args.out_at(self.token + t, self.panel).cast());
+                    S::prefetch(self.args.out_at(self.token + t, self.panel + P - 1).cast());
                 }
             }
             for b in 0..self.n_blocks {
@@ -299,7 +352,7 @@ impl Chunk {
                     }
                 }
                 for p in 0..P {
-                    let scale = S::load_f16(self.scales.add(p * self.scales_stride + b * LANES));
+                    let scale = S::load_f16(self.scales.add(p * self.args.panel_bytes / 2 + b * LANES));
                     for t in 0..T {
                         let x = (*self.x.add(t * self.x_stride + b)).scale;
                         sums[t][p] = S::fma(S::to_f(dots[t][p]), S::mul(scale, S::splat(x)), sums[t][p]);
@@ -308,14 +361,28 @@ impl Chunk {
             }
             for t in 0..T {
                 for p in 0..P {
-                    S::store(self.sums.add((t * 2 + p) * LANES), sums[t][p]);
+                    if self.last {
+                        self.args.finish::<S>(self.token + t, self.panel + p, sums[t][p]);
+                    } else {
+                        S::store(self.sums.add((t * MAX_PANELS + p) * LANES), sums[t][p]);
+                    }
                 }
             }
+            self.token += T;
+            self.x = self.x.add(T * self.x_stride);
+            self.sums = self.sums.add(T * MAX_PANELS * LANES);
         }
+        T
     }
 }
 
 impl GemmArgs<'_> {
+    /// Where 16 rows of token `token` go.
+    #[inline(always)]
+    fn out_at(&self, token: usize, panel: usize) -> *mut f32 {
+        self.out.wrapping_add(token * self.out_stride + panel * PANEL_ROWS)
+    }
+
     /// Adds the bias, applies the epilogue and writes 16 rows of token `token`.
     #[inline(always)]
     pub(in crate::kernels) unsafe fn finish<S: Simd>(&self, token: usize, panel: usize, sum: S::F) {
@@ -325,7 +392,7 @@ impl GemmArgs<'_> {
             if let Some(bias) = self.bias {
                 value = S::add(value, S::load(bias.as_ptr().add(panel * PANEL_ROWS)));
             }
-            let out = self.out.add(token * self.out_stride + panel * PANEL_ROWS);
+            let out = self.out_at(token, panel);
             match self.epilogue {
                 Epilogue::Store => {}
                 Epilogue::Add => value = S::add(value, S::load(out)),

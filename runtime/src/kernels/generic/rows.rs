@@ -80,7 +80,7 @@ pub(in crate::kernels) unsafe fn quantize<S: Simd>(x: *const f32, n: usize, out:
             let sum = S::sum(S::add(a, b));
             let out = &mut *out.add(block);
             out.scale = largest / 127.0 + sum * 0.0;
-            out.lowered = -64 * sum as i32;
+            out.lowered = [-64 * sum as i32, -128 * sum as i32];
             S::store_i8(out.q.as_mut_ptr(), a);
             S::store_i8(out.q.as_mut_ptr().add(LANES), b);
         }
