@@ -143,4 +143,6 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_second(_p: *const u8) {}
 }

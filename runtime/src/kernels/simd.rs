@@ -78,6 +78,8 @@ pub(crate) trait Simd: Copy {
 
     /// Asks for the cache line at `p`, which need not be valid.
     unsafe fn prefetch(p: *const u8);
+    /// The same, into the second-level cache only.
+    unsafe fn prefetch_second(p: *const u8);
 
     /// The 16 lanes as an array.
     #[inline(always)]

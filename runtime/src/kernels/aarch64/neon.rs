@@ -276,6 +276,10 @@ impl<D: Dot> Simd for Neon<D> {
         }
     }
     #[inline(always)]
+    unsafe fn prefetch_second(p: *const u8) {
+        unsafe { asm!("prfm pldl2keep, [{p}]", p = in(reg) p.addr(), options(nomem, nostack, preserves_flags)) }
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         // A hint: no fault, and nothing that the compiler need know of.
         unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p.addr(), options(nomem, nostack, preserves_flags)) }

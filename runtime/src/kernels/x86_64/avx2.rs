@@ -205,6 +205,10 @@ impl Simd for Avx2 {
         unsafe { largest8(_mm256_max_ps(v[0], v[1])) }
     }
     #[inline(always)]
+    unsafe fn prefetch_second(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
