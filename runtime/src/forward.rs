@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::backend::{Backend, Epilogue};
+use crate::backend::{Backend, Epilogue, Part};
 use crate::error::SessionError;
 use crate::model::{Model, Weights};
 use crate::spec::{Position, Residual, Spec};
@@ -68,6 +68,8 @@ pub fn forward<B: Backend>(
 ) -> Result<(), SessionError> {
     let (spec, weights) = (model.spec(), model.weights());
     let (all, positions) = (0..ids.len(), first..first + ids.len());
+    backend.reserve(cache, positions.clone())?;
+    let mut parts = [Part { cache, positions: positions.clone(), row: 0 }];
     backend.embed(weights, ids, first, &mut acts.x);
     for (i, layer) in weights.layers.iter().enumerate() {
         if cancel.load(Ordering::Relaxed) {
@@ -83,8 +85,8 @@ pub fn forward<B: Backend>(
             let heads = spec.attention.n_heads + spec.attention.n_kv_heads;
             backend.rotate(rotary, &mut acts.qkv, positions.clone(), heads, spec.attention.head_dim);
         }
-        backend.store(spec, cache, i, &acts.qkv, positions.clone());
-        backend.attend(spec, cache, i, &acts.qkv, positions.clone(), &mut acts.attended);
+        backend.store(spec, &mut parts, i, &acts.qkv);
+        backend.attend(spec, &parts, i, &acts.qkv, &mut acts.attended);
         backend.linear(&layer.attn_out, &acts.attended, all.clone(), Epilogue::Add, &mut acts.x);
         if spec.residual == Residual::Sequential {
             backend.norm(&spec.norm, &layer.mlp_norm, &acts.x, all.clone(), &mut acts.mlp_in);

@@ -1,41 +1,57 @@
 //! Keys and values of past tokens, laid out as the attention kernel reads them.
 //!
 //! ```text
-//! layer -> key-value head -> keys   [positions / 16][head_dim][16]
-//!                            values [positions][head_dim padded to 16]
+//! page of 64 positions -> layer -> key-value head -> keys   [64 / 16][head_dim][16]
+//!                                                    values [64][head_dim padded to 16]
 //! ```
 //!
 //! Sixteen keys are interleaved like a weight panel, so their scores come out in sixteen lanes without a horizontal
-//! sum. Positions are padded to the attention kernel's block. The memory is an anonymous mapping: zero, and not
-//! taken from the system before it is used.
+//! sum. A page is a block of the attention kernel, for all layers and heads: what two texts have in common they share page
+//! by page. All pages that a cache may need are reserved when it is made.
 
 #![forbid(unsafe_code)]
 
 use crate::error::SessionError;
 use crate::format::{ModelFile, Stored};
 pub use crate::kernels::CacheType;
-use crate::kernels::{KEYS, Kernels};
+use crate::kernels::{HeadCache, KEYS, Kernels};
+use crate::pages::Page;
 use crate::quant::{PANEL_ROWS, QuantType};
 use crate::spec::{MAX_HEAD_DIM, Spec};
 use crate::threads::Pool;
-use memmap2::MmapMut;
+use std::ops::Range;
 
 /// Tokens below which the cache is written by the calling thread alone: less work than a parallel region.
 const SERIAL_TOKENS: usize = 4;
 
-/// The cache of one session.
+/// The cache of one text.
 pub struct KvCache {
-    memory: MmapMut,
+    pages: Vec<Page>,
+    layout: Layout,
+}
+
+/// Where things lie in a page.
+#[derive(Clone, Copy)]
+struct Layout {
     cache_type: CacheType,
+    n_layers: usize,
     n_kv_heads: usize,
     head_dim: usize,
-    /// Positions there is room for, a multiple of [`KEYS`].
-    positions: usize,
+}
+
+/// Consecutive tokens of a batch that continue one text.
+pub struct Part<'a, C = KvCache> {
+    /// The text so far; the tokens are added to it.
+    pub cache: &'a mut C,
+    /// Where the tokens stand in the text.
+    pub positions: Range<usize>,
+    /// The row of the batch where they begin.
+    pub row: usize,
 }
 
 /// Bytes that one token takes in the cache of a model.
 pub fn bytes_per_token(spec: &Spec, cache_type: CacheType) -> usize {
-    spec.n_layers * spec.attention.n_kv_heads * elements_per_position(spec.attention.head_dim) * cache_type.bytes()
+    spec.n_layers * spec.attention.n_kv_heads * cache_type.head_bytes(spec.attention.head_dim)
 }
 
 /// How the cache of a model is kept unless told otherwise: in f32 when all its weights are, so that nothing at all is rounded,
@@ -48,8 +64,36 @@ pub fn default_type(file: &ModelFile) -> CacheType {
     if exact { CacheType::F32 } else { CacheType::F16 }
 }
 
-fn elements_per_position(head_dim: usize) -> usize {
-    head_dim + head_dim.next_multiple_of(PANEL_ROWS)
+impl Layout {
+    /// Bytes of one head's block.
+    fn block_len(&self) -> usize {
+        KEYS * self.cache_type.head_bytes(self.head_dim)
+    }
+
+    /// Bytes of all heads' blocks of one layer.
+    fn layer_len(&self) -> usize {
+        self.n_kv_heads * self.block_len()
+    }
+
+    /// Puts the key and the value of one token of head `head` into its block. `row` has all keys, then all values.
+    fn put(&self, kernels: Kernels, head: usize, block: &mut [u8], position: usize, row: &[f32]) {
+        let head_dim = self.head_dim;
+        let (keys, values) = block.split_at_mut(KEYS * head_dim * self.cache_type.bytes());
+        let key = &row[head * head_dim..][..head_dim];
+        let value = &row[(self.n_kv_heads + head) * head_dim..][..head_dim];
+        match self.cache_type {
+            CacheType::F32 => {
+                put(bytemuck::cast_slice_mut(keys), bytemuck::cast_slice_mut(values), key, value, position % KEYS);
+            }
+            CacheType::F16 => {
+                let (mut k, mut v) = ([0u16; MAX_HEAD_DIM], [0u16; MAX_HEAD_DIM]);
+                kernels.to_f16(key, &mut k[..head_dim]);
+                kernels.to_f16(value, &mut v[..head_dim]);
+                let (k, v) = (&k[..head_dim], &v[..head_dim]);
+                put(bytemuck::cast_slice_mut(keys), bytemuck::cast_slice_mut(values), k, v, position % KEYS);
+            }
+        }
+    }
 }
 
 impl KvCache {
@@ -58,94 +102,156 @@ impl KvCache {
     /// # Errors
     /// When the memory cannot be had.
     pub fn new(spec: &Spec, cache_type: CacheType, context: usize) -> Result<Self, SessionError> {
-        let positions = context.next_multiple_of(KEYS);
-        let bytes = bytes_per_token(spec, cache_type).saturating_mul(positions);
-        let memory = MmapMut::map_anon(bytes).map_err(|source| SessionError::Memory {
-            bytes,
-            what: "the key-value cache",
-            source,
-        })?;
         let a = &spec.attention;
-        Ok(Self { memory, cache_type, n_kv_heads: a.n_kv_heads, head_dim: a.head_dim, positions })
+        let layout = Layout { cache_type, n_layers: spec.n_layers, n_kv_heads: a.n_kv_heads, head_dim: a.head_dim };
+        let mut cache = Self { pages: Vec::new(), layout };
+        cache.extend(context.div_ceil(KEYS))?;
+        Ok(cache)
     }
 
-    /// Bytes it takes when full.
+    /// Reserves pages until there are `n_pages`.
+    fn extend(&mut self, n_pages: usize) -> Result<(), SessionError> {
+        let page_len = self.layout.n_layers * self.layout.layer_len();
+        let failed = |source| memory_error(n_pages.saturating_mul(page_len), source);
+        let missing = n_pages.saturating_sub(self.pages.len());
+        self.pages.try_reserve_exact(missing).map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?;
+        for _ in 0..missing {
+            self.pages.push(Page::new(page_len).map_err(failed)?);
+        }
+        Ok(())
+    }
+
+    /// A cache of the same size that begins with the first `positions` tokens of this one. Pages that these fill are shared,
+    /// the page that they end in is copied.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    ///
+    /// # Panics
+    /// When there is no room for so many positions.
+    pub fn fork(&self, positions: usize) -> Result<Self, SessionError> {
+        let mut fork = Self { pages: self.pages[..positions / KEYS].to_vec(), layout: self.layout };
+        if !positions.is_multiple_of(KEYS) {
+            fork.pages.push(self.copy_page(positions / KEYS)?);
+        }
+        fork.extend(self.pages.len())?;
+        Ok(fork)
+    }
+
+    fn copy_page(&self, page: usize) -> Result<Page, SessionError> {
+        let page = &self.pages[page];
+        page.copy().map_err(|source| memory_error(page.bytes().len(), source))
+    }
+
+    /// Makes sure that `positions` can be written: pages that another cache shares are copied. Nothing happens to a
+    /// text that only grows; one that was rewound into what it shares has pages to copy.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    ///
+    /// # Panics
+    /// When there is no room for these positions.
+    pub fn reserve(&mut self, positions: Range<usize>) -> Result<(), SessionError> {
+        assert!(positions.end <= self.pages.len() * KEYS, "positions {positions:?} of {}", self.pages.len() * KEYS);
+        for page in positions.start / KEYS..positions.end.div_ceil(KEYS) {
+            if self.pages[page].is_shared() {
+                self.pages[page] = self.copy_page(page)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes it takes when full, those it shares included.
     pub fn bytes(&self) -> usize {
-        self.memory.len()
+        self.pages.iter().map(|page| page.bytes().len()).sum()
     }
 
-    /// Bytes of one head.
-    fn head_len(&self) -> usize {
-        self.positions * elements_per_position(self.head_dim) * self.cache_type.bytes()
+    /// Bytes of the pages that another cache has too.
+    pub fn shared_bytes(&self) -> usize {
+        self.pages.iter().filter(|page| page.is_shared()).map(|page| page.bytes().len()).sum()
     }
 
-    /// Bytes of the keys of one head.
-    fn keys_len(&self) -> usize {
-        self.positions * self.head_dim * self.cache_type.bytes()
+    /// How it keeps its numbers.
+    pub fn cache_type(&self) -> CacheType {
+        self.layout.cache_type
     }
 
     /// Keys and values of one head, as the attention kernel takes them.
     ///
     /// # Panics
     /// When there is no such layer or head.
-    pub fn head(&self, layer: usize, head: usize) -> (CacheType, &[u8], &[u8]) {
-        assert!(head < self.n_kv_heads, "head {head} of {}", self.n_kv_heads);
-        let len = self.head_len();
-        let (keys, values) = self.memory[(layer * self.n_kv_heads + head) * len..][..len].split_at(self.keys_len());
-        (self.cache_type, keys, values)
+    pub(crate) fn head(&self, layer: usize, head: usize) -> HeadCache<'_> {
+        let layout = &self.layout;
+        assert!(layer < layout.n_layers && head < layout.n_kv_heads, "layer {layer}, head {head}");
+        let at = layer * layout.layer_len() + head * layout.block_len();
+        HeadCache { cache_type: layout.cache_type, head_dim: layout.head_dim, pages: &self.pages, at }
     }
 
-    /// Writes keys and values of the tokens at `positions`. `kv` has rows of `stride` elements, one for each token, that start with all keys, then all values.
-    ///
-    /// # Panics
-    /// When a position, or an element, is out of range.
-    pub fn store(
-        &mut self,
-        (kernels, pool): (Kernels, &mut Pool),
-        layer: usize,
-        positions: std::ops::Range<usize>,
-        (kv, stride): (&[f32], usize),
-    ) {
-        let (first_position, n_tokens) = (positions.start, positions.len());
-        assert!(positions.end <= self.positions, "positions {positions:?} of {}", self.positions);
-        let (head_dim, n_heads, len, keys_len) = (self.head_dim, self.n_kv_heads, self.head_len(), self.keys_len());
-        let cache_type = self.cache_type;
-        let layer = &mut self.memory[layer * n_heads * len..][..n_heads * len];
-        let store_head = |head: usize, cache: &mut [u8]| {
-            let (keys, values) = cache.split_at_mut(keys_len);
-            for t in 0..n_tokens {
-                let row = &kv[t * stride..];
-                let key = &row[head * head_dim..][..head_dim];
-                let value = &row[(n_heads + head) * head_dim..][..head_dim];
-                match cache_type {
-                    CacheType::F32 => {
-                        put(
-                            bytemuck::cast_slice_mut(keys),
-                            bytemuck::cast_slice_mut(values),
-                            key,
-                            value,
-                            first_position + t,
-                        );
-                    }
-                    CacheType::F16 => {
-                        let (mut k, mut v) = ([0u16; MAX_HEAD_DIM], [0u16; MAX_HEAD_DIM]);
-                        kernels.to_f16(key, &mut k[..head_dim]);
-                        kernels.to_f16(value, &mut v[..head_dim]);
-                        let (k, v) = (&k[..head_dim], &v[..head_dim]);
-                        put(bytemuck::cast_slice_mut(keys), bytemuck::cast_slice_mut(values), k, v, first_position + t);
-                    }
-                }
-            }
-        };
-        if n_tokens < SERIAL_TOKENS {
-            layer.chunks_exact_mut(len).enumerate().for_each(|(head, cache)| store_head(head, cache));
-        } else {
-            pool.run_blocks(layer, len, 1, len, &|heads, _, mut cache| store_head(heads.start, cache.row_mut(0)));
-        }
+    /// The blocks of a layer in one page.
+    fn layer_mut(&mut self, layer: usize, page: usize) -> &mut [u8] {
+        let len = self.layout.layer_len();
+        let bytes = self.pages[page].bytes_mut().expect("`reserve` copied what is shared");
+        &mut bytes[layer * len..][..len]
     }
 }
 
-/// Puts one key and one value at their position.
+impl Part<'_> {
+    /// Writes keys and values of the part's tokens; `spread` runs over the heads' blocks of a page.
+    fn store(
+        &mut self,
+        kernels: Kernels,
+        layer: usize,
+        (kv, stride): (&[f32], usize),
+        mut spread: impl FnMut(&mut [u8], usize, &(dyn Fn(usize, &mut [u8]) + Sync)),
+    ) {
+        let (layout, all, row) = (self.cache.layout, self.positions.clone(), self.row);
+        let mut start = all.start;
+        while start < all.end {
+            let end = (start + 1).next_multiple_of(KEYS).min(all.end);
+            let blocks = self.cache.layer_mut(layer, start / KEYS);
+            spread(blocks, layout.block_len(), &|head, block| {
+                for position in start..end {
+                    let row = row + position - all.start;
+                    layout.put(kernels, head, block, position, &kv[row * stride..]);
+                }
+            });
+            start = end;
+        }
+    }
+
+    /// The same by the calling thread alone.
+    fn store_alone(&mut self, kernels: Kernels, layer: usize, kv: (&[f32], usize)) {
+        self.store(kernels, layer, kv, |blocks, len, store| {
+            blocks.chunks_exact_mut(len).enumerate().for_each(|(head, block)| store(head, block));
+        });
+    }
+}
+
+/// Writes keys and values of the tokens of all parts. `kv` has rows of `stride` elements, which start with all keys, then all
+/// values.
+///
+/// # Panics
+/// When a position was not [reserved](KvCache::reserve), or an element is out of range.
+pub fn store((kernels, pool): (Kernels, &mut Pool), layer: usize, parts: &mut [Part<'_>], kv: (&[f32], usize)) {
+    let n_tokens: usize = parts.iter().map(|part| part.positions.len()).sum();
+    if n_tokens < SERIAL_TOKENS {
+        for part in parts {
+            part.store_alone(kernels, layer, kv);
+        }
+    } else if let [part] = parts {
+        part.store(kernels, layer, kv, |blocks, len, store| {
+            pool.run_blocks(blocks, len, 1, len, &|heads, _, mut block| store(heads.start, block.row_mut(0)));
+        });
+    } else {
+        pool.run_blocks(parts, 1, 1, 1, &|_, _, mut part| part.row_mut(0)[0].store_alone(kernels, layer, kv));
+    }
+}
+
+fn memory_error(bytes: usize, source: std::io::Error) -> SessionError {
+    SessionError::Memory { bytes, what: "the key-value cache", source }
+}
+
+/// Puts one key and one value at their position of a block.
 fn put<T: Copy>(keys: &mut [T], values: &mut [T], key: &[T], value: &[T], position: usize) {
     let head_dim = key.len();
     let tile = &mut keys[position / PANEL_ROWS * head_dim * PANEL_ROWS..][..head_dim * PANEL_ROWS];

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`error`] | one error enum per layer, messages with values |
 //! | [`storage`] | mapped or aligned bytes |
+//! | [`pages`] | memory that caches own or share |
 //! | [`quant`] | one file per quant type: block layout, encode, decode |
 //! | [`spec`] | an architecture as data, and the tensors it needs |
 //! | [`format`](mod@format) | the file: header, tensor index, validation once at open |
@@ -33,6 +34,7 @@ pub mod kernels;
 pub mod kv_cache;
 pub mod model;
 pub mod ops;
+pub mod pages;
 pub mod quant;
 pub mod sampler;
 pub mod session;

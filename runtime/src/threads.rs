@@ -288,6 +288,24 @@ impl<T> BlockMut<'_, T> {
         self.first
     }
 
+    /// The block's rows `rows`.
+    ///
+    /// # Panics
+    /// When there are no such rows.
+    pub fn rows_mut(&mut self, rows: Range<usize>) -> BlockMut<'_, T> {
+        assert!(rows.start <= rows.end && rows.end <= self.n_rows, "rows {rows:?} of {}", self.n_rows);
+        // A row of no block has no place in the matrix.
+        let start = if rows.is_empty() { 0 } else { rows.start };
+        BlockMut {
+            // SAFETY: the row lies inside the matrix that `run_blocks` borrowed.
+            first: unsafe { self.first.add(start * self.stride) },
+            stride: self.stride,
+            n_rows: rows.len(),
+            n_cols: self.n_cols,
+            borrow: PhantomData,
+        }
+    }
+
     /// Row `row` of the block.
     ///
     /// # Panics

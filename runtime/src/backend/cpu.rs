@@ -1,9 +1,9 @@
 //! The processor: kernels spread over a pool of threads.
 
-use super::{Backend, CacheType, Epilogue};
+use super::{Backend, CacheType, Epilogue, Part};
 use crate::error::SessionError;
 use crate::kernels::Kernels;
-use crate::kv_cache::KvCache;
+use crate::kv_cache::{self, KvCache};
 use crate::model::{Linear, NormWeights, Weights};
 use crate::ops::{self, Buffer, MatmulScratch, Rotation};
 use crate::spec::{Norm, NormKind, Position, Rotary, Spec};
@@ -96,24 +96,21 @@ impl Backend for Cpu {
         rotation.apply(&mut self.pool, x, n_tokens, n_heads, head_dim);
     }
 
-    fn store(&mut self, spec: &Spec, cache: &mut KvCache, layer: usize, qkv: &Buffer, positions: Range<usize>) {
-        let keys_at = spec.attention.n_heads * spec.attention.head_dim;
-        let kv = &qkv.rows(0..positions.len())[keys_at..];
-        cache.store((self.kernels, &mut self.pool), layer, positions, (kv, qkv.stride()));
+    fn reserve(&self, cache: &mut KvCache, positions: Range<usize>) -> Result<(), SessionError> {
+        cache.reserve(positions)
     }
 
-    fn attend(
-        &mut self,
-        spec: &Spec,
-        cache: &KvCache,
-        layer: usize,
-        qkv: &Buffer,
-        positions: Range<usize>,
-        out: &mut Buffer,
-    ) {
+    fn store(&mut self, spec: &Spec, parts: &mut [Part<'_>], layer: usize, qkv: &Buffer) {
+        let keys_at = spec.attention.n_heads * spec.attention.head_dim;
+        let n_tokens = parts.last().map_or(0, |part| part.row + part.positions.len());
+        let kv = qkv.rows(0..n_tokens).get(keys_at..).unwrap_or_default();
+        kv_cache::store((self.kernels, &mut self.pool), layer, parts, (kv, qkv.stride()));
+    }
+
+    fn attend(&mut self, spec: &Spec, parts: &[Part<'_>], layer: usize, qkv: &Buffer, out: &mut Buffer) {
         let a = &spec.attention;
         let heads = (a.n_heads, a.n_kv_heads, a.scale_of(layer));
-        ops::attention((self.kernels, &mut self.pool), (cache, layer), heads, (qkv, positions), out);
+        ops::attention((self.kernels, &mut self.pool), (parts, layer), heads, qkv, out);
     }
 
     fn read<'a>(&self, buffer: &'a Buffer, row: usize) -> &'a [f32] {

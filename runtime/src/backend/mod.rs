@@ -9,6 +9,7 @@
 mod cpu;
 
 pub use crate::kernels::{CacheType, Epilogue};
+pub use crate::kv_cache::Part;
 pub use cpu::Cpu;
 
 use crate::error::SessionError;
@@ -68,24 +69,23 @@ pub trait Backend {
         head_dim: usize,
     );
 
-    /// Puts keys and values, which follow the queries in the rows of `qkv`, into layer `layer` of the cache.
-    fn store(
-        &mut self,
-        spec: &Spec,
-        cache: &mut Self::Cache,
-        layer: usize,
-        qkv: &Self::Buffer,
-        positions: Range<usize>,
-    );
+    /// Makes sure that `positions` of a cache can be written, for it may share what it holds with another.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    fn reserve(&self, cache: &mut Self::Cache, positions: Range<usize>) -> Result<(), SessionError>;
 
-    /// `out[t]` becomes the attention of the queries of row `t` of `qkv` to all positions up to its own.
+    /// Puts keys and values, which follow the queries in the rows of `qkv`, into layer `layer` of the parts' caches. The
+    /// positions were [reserved](Self::reserve).
+    fn store(&mut self, spec: &Spec, parts: &mut [Part<'_, Self::Cache>], layer: usize, qkv: &Self::Buffer);
+
+    /// `out[t]` becomes the attention of the queries of row `t` of `qkv` to all positions of its text up to its own.
     fn attend(
         &mut self,
         spec: &Spec,
-        cache: &Self::Cache,
+        parts: &[Part<'_, Self::Cache>],
         layer: usize,
         qkv: &Self::Buffer,
-        positions: Range<usize>,
         out: &mut Self::Buffer,
     );
 

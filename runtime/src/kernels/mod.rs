@@ -21,6 +21,7 @@ mod x86_64 {
 }
 
 use crate::error::IsaError;
+use crate::pages::Page;
 use crate::quant::{BLOCK, Matrix, PANEL_ROWS, QuantType};
 use crate::spec::{Activation, MAX_HEAD_DIM};
 use crate::threads::BlockMut;
@@ -76,6 +77,30 @@ impl CacheType {
             Self::F16 => 2,
         }
     }
+
+    /// Bytes of the key and the value of one head at one position. Values are padded to 16 numbers.
+    pub fn head_bytes(self, head_dim: usize) -> usize {
+        (head_dim + head_dim.next_multiple_of(PANEL_ROWS)) * self.bytes()
+    }
+}
+
+/// Keys and values of one head: page `i` holds positions `i * 64..(i + 1) * 64`, from byte `at` on first the keys as
+/// `[64 / 16][head_dim][16]`, then the values as `[64][head_dim padded to 16]`.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadCache<'a> {
+    pub(crate) cache_type: CacheType,
+    pub(crate) head_dim: usize,
+    pub(crate) pages: &'a [Page],
+    pub(crate) at: usize,
+}
+
+impl HeadCache<'_> {
+    /// Keys and values of the positions of one page.
+    fn block(&self, page: usize) -> (*const u8, *const u8) {
+        let bytes = &self.pages[page].bytes()[self.at..][..KEYS * self.cache_type.head_bytes(self.head_dim)];
+        let (keys, values) = bytes.split_at(KEYS * self.head_dim * self.cache_type.bytes());
+        (keys.as_ptr(), values.as_ptr())
+    }
 }
 
 /// What happens to a product before it is written.
@@ -114,19 +139,14 @@ struct GemmArgs<'a> {
 }
 
 /// Queries `0..n_queries` of one head at positions `first_position..`, over one key-value head's cache.
-struct AttentionArgs {
+struct AttentionArgs<'a> {
     /// `[n_queries][head_dim]`, `q_stride` apart.
     q: *const f32,
     q_stride: usize,
     n_queries: usize,
     first_position: usize,
     scale: f32,
-    head_dim: usize,
-    /// `[positions / 16][head_dim][16]`, in the cache's type.
-    k: *const u8,
-    /// `[positions][v_stride]`, each padded to 16 elements.
-    v: *const u8,
-    v_stride: usize,
+    cache: HeadCache<'a>,
     /// `[n_queries][head_dim]`, `out_stride` apart.
     out: *mut f32,
     out_stride: usize,
@@ -513,8 +533,7 @@ impl Kernels {
 
     /// Causal attention of one head: `out[i] = sum over j <= position of softmax(scale * q[i] . k[j]) v[j]`.
     ///
-    /// `q` holds the queries of tokens at `first_position..`, one for each row of `out`, `q_stride` apart; `k` is
-    /// `[positions / 16][head_dim][16]` and `v` `[positions][head_dim padded to 16]`, positions padded to [`KEYS`].
+    /// `q` holds the queries of tokens at `first_position..`, one for each row of `out`, `q_stride` apart.
     ///
     /// # Panics
     /// When lengths do not fit together.
@@ -523,37 +542,27 @@ impl Kernels {
         (q, q_stride): (&[f32], usize),
         first_position: usize,
         scale: f32,
-        (cache_type, k, v): (CacheType, &[u8], &[u8]),
+        cache: HeadCache<'_>,
         out: &mut BlockMut<'_, f32>,
     ) {
         let (n_queries, head_dim) = (out.n_rows(), out.n_cols());
         if n_queries == 0 {
             return;
         }
-        let positions = (first_position + n_queries).next_multiple_of(KEYS);
-        let v_stride = head_dim.next_multiple_of(PANEL_ROWS);
-        assert!(head_dim <= MAX_HEAD_DIM, "a head of {head_dim}");
+        assert!(head_dim == cache.head_dim && head_dim <= MAX_HEAD_DIM, "a head of {head_dim} of {}", cache.head_dim);
         assert!(q.len() >= (n_queries - 1) * q_stride + head_dim, "length of the queries");
-        let bytes = cache_type.bytes();
-        assert!(
-            k.len() >= positions * head_dim * bytes && v.len() >= positions * v_stride * bytes,
-            "length of the cache"
-        );
         let args = AttentionArgs {
             q: q.as_ptr(),
             q_stride,
             n_queries,
             first_position,
             scale,
-            head_dim,
-            k: k.as_ptr(),
-            v: v.as_ptr(),
-            v_stride,
+            cache,
             out_stride: out.stride(),
             out: out.as_mut_ptr(),
         };
-        // SAFETY: `self` proves the features; lengths asserted.
-        unsafe { self.row.attention[cache_type as usize](&args) }
+        // SAFETY: `self` proves the features; lengths asserted, those of the cache by `HeadCache::block`.
+        unsafe { self.row.attention[cache.cache_type as usize](&args) }
     }
 }
 

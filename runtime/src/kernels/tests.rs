@@ -163,16 +163,23 @@ fn attend(
     };
     let k = half(values(positions * head_dim, seed));
     let v = half(values(positions * v_stride, seed ^ 1));
+    // The head's blocks lie somewhere in each page.
+    let at = 128;
+    let (k_len, v_len) = (KEYS * head_dim * cache_type.bytes(), KEYS * v_stride * cache_type.bytes());
+    let pages: Vec<Page> = k
+        .chunks(k_len)
+        .zip(v.chunks(v_len))
+        .map(|(k, v)| {
+            let mut page = Page::new(at + k_len + v_len).unwrap();
+            page.bytes_mut().unwrap()[at..].copy_from_slice(&[k, v].concat());
+            page
+        })
+        .collect();
+    let cache = HeadCache { cache_type, head_dim, pages: &pages, at };
     let q = values(n * head_dim, seed ^ 2);
     let mut out = vec![0.0; n * head_dim];
     Pool::new(1).unwrap().run_blocks(&mut out, head_dim, together, head_dim, &|rows, _, mut block| {
-        kernels.attention(
-            (&q[rows.start * head_dim..], head_dim),
-            first + rows.start,
-            0.3,
-            (cache_type, &k, &v),
-            &mut block,
-        );
+        kernels.attention((&q[rows.start * head_dim..], head_dim), first + rows.start, 0.3, cache, &mut block);
     });
     out
 }

@@ -1,37 +1,48 @@
-//! Causal self-attention over the cache.
+//! Causal self-attention over the caches of one or several texts.
 
 use super::Buffer;
 use crate::kernels::Kernels;
-use crate::kv_cache::KvCache;
+use crate::kv_cache::Part;
 use crate::threads::Pool;
-use std::ops::Range;
 
-/// Queries per task in prefill: enough to use a block of keys well, few enough to share out evenly.
+/// Queries of one text per task: enough to use a block of keys well, few enough to share out evenly.
 const QUERIES_PER_TASK: usize = 24;
 
 /// Rows of `out` `[n_tokens, n_heads * head_dim]` become the attention of the queries, which lead the rows of `qkv`, to
-/// all positions up to their own. The cache holds the keys and values of the tokens themselves already.
+/// all positions of their text up to their own. The caches hold the keys and values of the tokens themselves already.
+/// One parallel region serves all parts, which lie in the batch in order and without gaps.
 ///
 /// # Panics
 /// When shapes do not fit together.
 pub fn attention(
     (kernels, pool): (Kernels, &mut Pool),
-    (cache, layer): (&KvCache, usize),
+    (parts, layer): (&[Part<'_>], usize),
     (n_heads, n_kv_heads, scale): (usize, usize, f32),
-    (qkv, positions): (&Buffer, Range<usize>),
+    qkv: &Buffer,
     out: &mut Buffer,
 ) {
-    let (n_tokens, first_position) = (positions.len(), positions.start);
+    let n_tokens = parts.last().map_or(0, |part| part.row + part.positions.len());
+    let longest = parts.iter().map(|part| part.positions.len()).max().unwrap_or(1);
     let head_dim = out.cols() / n_heads;
     let queries = qkv.rows(0..n_tokens);
     let (q_stride, stride) = (qkv.stride(), out.stride());
+    let rows_per_task = longest.clamp(1, QUERIES_PER_TASK);
     // Rows are padded: the last columns belong to no head.
-    pool.run_blocks(out.rows_mut(0..n_tokens), stride, QUERIES_PER_TASK, head_dim, &|tokens, cols, mut block| {
+    pool.run_blocks(out.rows_mut(0..n_tokens), stride, rows_per_task, head_dim, &|rows, cols, mut block| {
         let head = cols.start / head_dim;
-        if head < n_heads {
-            let q = &queries[tokens.start * q_stride + head * head_dim..];
-            let kv = cache.head(layer, head / (n_heads / n_kv_heads));
-            kernels.attention((q, q_stride), first_position + tokens.start, scale, kv, &mut block);
+        if head >= n_heads {
+            return;
+        }
+        for part in parts {
+            let start = rows.start.max(part.row);
+            let end = rows.end.min(part.row + part.positions.len());
+            if start < end {
+                let q = &queries[start * q_stride + head * head_dim..];
+                let position = part.positions.start + start - part.row;
+                let cache = part.cache.head(layer, head / (n_heads / n_kv_heads));
+                let mut out = block.rows_mut(start - rows.start..end - rows.start);
+                kernels.attention((q, q_stride), position, scale, cache, &mut out);
+            }
         }
     });
 }

@@ -1,5 +1,7 @@
 //! A small model made in the test.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
 use tidbit_runtime::format::header::{self, sha256_hex};
 use tidbit_runtime::format::{Provenance, Stored, TensorRecord};
 use tidbit_runtime::quant::QuantType;

@@ -50,12 +50,12 @@ impl<S: Simd> Element<S> for Single {
 /// All queries, `Q` at a time; scores of `K` tiles of 16 keys and `V` vectors of the output are held in registers.
 #[inline(always)]
 pub(in crate::kernels) unsafe fn attention<S: Simd, E: Element<S>, const Q: usize, const K: usize, const V: usize>(
-    args: &AttentionArgs,
+    args: &AttentionArgs<'_>,
 ) {
     // SAFETY: passed on.
     unsafe {
         // Most heads are narrow: clearing room for the widest would cost them a tenth of their time.
-        if args.head_dim <= NARROW {
+        if args.cache.head_dim <= NARROW {
             groups::<S, E, Q, K, V, NARROW>(args);
         } else {
             groups::<S, E, Q, K, V, MAX_HEAD_DIM>(args);
@@ -66,7 +66,7 @@ pub(in crate::kernels) unsafe fn attention<S: Simd, E: Element<S>, const Q: usiz
 /// The same for heads of up to `D`.
 #[inline(always)]
 unsafe fn groups<S: Simd, E: Element<S>, const Q: usize, const K: usize, const V: usize, const D: usize>(
-    args: &AttentionArgs,
+    args: &AttentionArgs<'_>,
 ) {
     let mut query = 0;
     // SAFETY: the caller's arguments cover all queries, and the keys and values up to the last of them.
@@ -84,7 +84,7 @@ unsafe fn groups<S: Simd, E: Element<S>, const Q: usize, const K: usize, const V
 
 /// `Q` consecutive queries.
 struct Group<'a, S: Simd, const Q: usize, const D: usize> {
-    args: &'a AttentionArgs,
+    args: &'a AttentionArgs<'a>,
     /// The first query's number.
     query: usize,
     /// The queries, scaled.
@@ -101,10 +101,10 @@ struct Group<'a, S: Simd, const Q: usize, const D: usize> {
 
 impl<'a, S: Simd, const Q: usize, const D: usize> Group<'a, S, Q, D> {
     #[inline(always)]
-    unsafe fn new(args: &'a AttentionArgs, query: usize) -> Self {
+    unsafe fn new(args: &'a AttentionArgs<'a>, query: usize) -> Self {
         let mut q = [[0.0; D]; Q];
         for i in 0..Q {
-            for d in 0..args.head_dim {
+            for d in 0..args.cache.head_dim {
                 // SAFETY: the caller's queries have `head_dim` elements each.
                 q[i][d] = args.scale * unsafe { *args.q.add((query + i) * args.q_stride + d) };
             }
@@ -128,22 +128,24 @@ impl<'a, S: Simd, const Q: usize, const D: usize> Group<'a, S, Q, D> {
         // SAFETY: the arguments cover the keys and values of `n_keys` positions, rounded up to a block.
         unsafe {
             for base in (0..n_keys).step_by(KEYS) {
+                let (keys, values) = self.args.cache.block(base / KEYS);
+                let (keys, values) = (keys.cast::<E::Raw>(), values.cast::<E::Raw>());
                 for tile in (0..KEY_TILES).step_by(K) {
                     if base + tile * LANES < n_keys {
-                        self.score::<E, K>(base / LANES, tile);
+                        self.score::<E, K>(keys, tile);
                     }
                 }
                 for i in 0..Q {
                     self.soften(i, (first + i + 1).saturating_sub(base).min(KEYS));
                 }
                 let n_values = KEYS.min(n_keys - base);
-                let vectors = self.args.head_dim.div_ceil(LANES);
+                let vectors = self.args.cache.head_dim.div_ceil(LANES);
                 let whole = vectors / V * V;
                 for vector in (0..whole).step_by(V) {
-                    self.weigh::<E, V>(base, n_values, vector);
+                    self.weigh::<E, V>(values, n_values, vector);
                 }
                 for vector in whole..vectors {
-                    self.weigh::<E, 1>(base, n_values, vector);
+                    self.weigh::<E, 1>(values, n_values, vector);
                 }
             }
             self.finish();
@@ -152,13 +154,13 @@ impl<'a, S: Simd, const Q: usize, const D: usize> Group<'a, S, Q, D> {
 
     /// Scores of the 16 keys of each of `K` tiles.
     #[inline(always)]
-    unsafe fn score<E: Element<S>, const K: usize>(&mut self, block_tile: usize, tile: usize) {
-        let tile_len = self.args.head_dim * LANES;
-        // SAFETY: the cache is padded to whole blocks.
+    unsafe fn score<E: Element<S>, const K: usize>(&mut self, keys: *const E::Raw, tile: usize) {
+        let tile_len = self.args.cache.head_dim * LANES;
+        // SAFETY: `keys` is a whole block.
         unsafe {
-            let keys = self.args.k.cast::<E::Raw>().add((block_tile + tile) * tile_len);
+            let keys = keys.add(tile * tile_len);
             let mut dots = [[S::splat(0.0); K]; Q];
-            for d in 0..self.args.head_dim {
+            for d in 0..self.args.cache.head_dim {
                 for k in 0..K {
                     let key = E::load(keys.add(k * tile_len + d * LANES));
                     for i in 0..Q {
@@ -202,7 +204,7 @@ impl<'a, S: Simd, const Q: usize, const D: usize> Group<'a, S, Q, D> {
             self.largest[i] = largest;
             self.total[i] = self.total[i].mul_add(correction, S::sum(total));
             if correction != 1.0 {
-                for d in (0..self.args.head_dim).step_by(LANES) {
+                for d in (0..self.args.cache.head_dim).step_by(LANES) {
                     let sum = self.sums[i].as_mut_ptr().add(d);
                     S::store(sum, S::mul(S::load(sum), S::splat(correction)));
                 }
@@ -212,11 +214,11 @@ impl<'a, S: Simd, const Q: usize, const D: usize> Group<'a, S, Q, D> {
 
     /// Adds the values of a block's first `n` positions, weighted, to `V` vectors of the output.
     #[inline(always)]
-    unsafe fn weigh<E: Element<S>, const V: usize>(&mut self, base: usize, n: usize, vector: usize) {
-        let stride = self.args.v_stride;
-        // SAFETY: the cache holds `n` values from `base` on, each padded to whole vectors.
+    unsafe fn weigh<E: Element<S>, const V: usize>(&mut self, values: *const E::Raw, n: usize, vector: usize) {
+        let stride = self.args.cache.head_dim.next_multiple_of(LANES);
+        // SAFETY: `values` is a whole block, each value padded to whole vectors.
         unsafe {
-            let values = self.args.v.cast::<E::Raw>().add(base * stride + vector * LANES);
+            let values = values.add(vector * LANES);
             let mut sums = [[S::splat(0.0); V]; Q];
             for i in 0..Q {
                 for v in 0..V {
@@ -243,7 +245,7 @@ impl<'a, S: Simd, const Q: usize, const D: usize> Group<'a, S, Q, D> {
     unsafe fn finish(&self) {
         for i in 0..Q {
             let inverse = 1.0 / self.total[i];
-            for d in 0..self.args.head_dim {
+            for d in 0..self.args.cache.head_dim {
                 // SAFETY: the caller's output has `head_dim` elements for each query.
                 unsafe { *self.args.out.add((self.query + i) * self.args.out_stride + d) = self.sums[i][d] * inverse };
             }

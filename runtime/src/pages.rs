@@ -1,0 +1,48 @@
+//! Pages of anonymous memory that caches own or share.
+//!
+//! A page is zero when it is made, and the system supplies its memory when it is first written. It can be written only
+//! while one owner has it: two caches that share the start of a text share its pages and copy one before they write to it.
+
+#![forbid(unsafe_code)]
+
+use memmap2::MmapMut;
+use std::sync::Arc;
+
+/// A page; clones share its memory.
+#[derive(Clone, Debug)]
+pub struct Page(Arc<MmapMut>);
+
+impl Page {
+    /// A page of zeros.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    pub fn new(bytes: usize) -> std::io::Result<Self> {
+        Ok(Self(Arc::new(MmapMut::map_anon(bytes)?)))
+    }
+
+    /// A page of its own with the same bytes.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    pub fn copy(&self) -> std::io::Result<Self> {
+        let mut memory = MmapMut::map_anon(self.0.len())?;
+        memory.copy_from_slice(&self.0);
+        Ok(Self(Arc::new(memory)))
+    }
+
+    /// What it holds.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The same to write, unless another owner shares it.
+    pub fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        Arc::get_mut(&mut self.0).map(|memory| &mut memory[..])
+    }
+
+    /// Whether another owner shares it now.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
