@@ -6,6 +6,10 @@ use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::sampler::SamplerOptions;
+use tidbit_runtime::speculate::MAX_GUESSES;
+
+/// Most guesses of a step, unless told otherwise.
+const DEFAULT_GUESSES: &str = "15";
 
 /// Run quantized language models on the CPU: one file, memory-mapped, the same bits everywhere.
 #[derive(Debug, Parser)]
@@ -77,6 +81,7 @@ Examples:
   tidbit run gpt2-mini.tidbit --prompt-file story.txt --stop \"THE END\" --quiet > out.txt
   echo \"Once upon a time\" | tidbit run gpt2-mini.tidbit --json
   tidbit run gpt2-mini.tidbit -i
+  tidbit run gpt2-mini.tidbit --prompt-file code.txt --temperature 0 --speculate lookup
 
 Exit code: 0 when the text ended by itself, 1 after an error, 2 for a wrong option, 130 after Ctrl-C.")]
 #[expect(clippy::struct_excessive_bools, reason = "they are independent flags")]
@@ -103,6 +108,13 @@ pub(crate) struct RunArgs {
     /// Tokens of prompt and continuation together [default: as many as the model takes].
     #[arg(long, value_name = "N")]
     pub(crate) ctx: Option<usize>,
+    /// Guess tokens and run them together, up to N of them; the text stays the same. `lookup` guesses from the text so far:
+    /// faster where it repeats itself, as in summaries and edits of code.
+    #[arg(long, value_name = "lookup[:N]", value_parser = parse_speculate, conflicts_with = "draft")]
+    pub(crate) speculate: Option<usize>,
+    /// Guess with a smaller model (file or folder) that has the same vocabulary; the text stays the same.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) draft: Option<PathBuf>,
     /// Print no statistics.
     #[arg(long)]
     pub(crate) quiet: bool,
@@ -212,6 +224,15 @@ pub(crate) struct PerplexityArgs {
 fn parse_quant(name: &str) -> Result<QuantType, String> {
     QuantType::from_name(name)
         .ok_or_else(|| format!("expected one of {}", QuantType::ALL.map(QuantType::name).join(", ")))
+}
+
+/// `lookup` or `lookup:N`: the most guesses of a step.
+fn parse_speculate(text: &str) -> Result<usize, String> {
+    let (kind, most) = text.split_once(':').unwrap_or((text, DEFAULT_GUESSES));
+    match most.parse() {
+        Ok(most) if kind == "lookup" && (1..=MAX_GUESSES).contains(&most) => Ok(most),
+        _ => Err(format!("expected lookup, or lookup:N with N from 1 to {MAX_GUESSES}")),
+    }
 }
 
 #[cfg(test)]

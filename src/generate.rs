@@ -1,13 +1,15 @@
 //! The generation loop: run the tokens that are not in the cache yet, then choose, print and run one
-//! token after the other until something ends it.
+//! token after the other (or several, when guesses are right) until something ends it.
 
 use crate::interrupt::Catch;
 use crate::output;
 use crate::stop::{Passed, StopMatcher};
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 use tidbit_runtime::error::SessionError;
 use tidbit_runtime::sampler::Sampler;
 use tidbit_runtime::session::Session;
+use tidbit_runtime::speculate::Steps;
 use tidbit_runtime::tokenizer::{StreamDecoder, Tokenizer};
 
 /// Why a generation ended.
@@ -58,9 +60,9 @@ pub(crate) struct Generation {
     pub(crate) text: String,
     /// Why it ended.
     pub(crate) finish: Finish,
-    /// Tokens of the prompt that were run, and how long that took.
+    /// Tokens of the prompt that were run, and how long that took, choosing the first token included.
     pub(crate) prefill: (usize, Duration),
-    /// Tokens that were run one by one, and how long that took, choosing included.
+    /// Tokens chosen after the first, and how long that took.
     pub(crate) decode: (usize, Duration),
     /// When the first token was there.
     pub(crate) first_token: Option<Instant>,
@@ -88,6 +90,18 @@ impl Decoder<'_> {
     }
 }
 
+/// What chooses tokens.
+pub(crate) struct Generator<'a> {
+    /// What runs them.
+    pub(crate) session: &'a mut Session,
+    /// Without one, ids are printed.
+    pub(crate) tokenizer: Option<&'a Tokenizer>,
+    /// Chooses one.
+    pub(crate) sampler: &'a mut Sampler,
+    /// Runs one after the other, or several.
+    pub(crate) steps: &'a mut Steps,
+}
+
 /// Continues `history`, to which the new tokens are added. `print` shows the text as it comes.
 ///
 /// Whatever of `history` is not in the session's cache yet is run first: the prompt, and in a prompt
@@ -96,13 +110,12 @@ impl Decoder<'_> {
 /// # Errors
 /// What the session answers; being interrupted is no error but a [`Finish`].
 pub(crate) fn generate(
-    session: &mut Session,
-    tokenizer: Option<&Tokenizer>,
-    sampler: &mut Sampler,
+    generator: &mut Generator<'_>,
     history: &mut Vec<u32>,
     limits: &Limits<'_>,
     print: bool,
 ) -> anyhow::Result<Generation> {
+    let Generator { session, tokenizer, sampler, steps } = generator;
     let caught = Catch::new(session.cancel_flag())?;
     let eos = if limits.ignore_eos { Vec::new() } else { session.model().spec().eos_ids.clone() };
     let mut decoder = tokenizer.map_or(Decoder::Ids, |t| Decoder::Text(t.stream()));
@@ -115,61 +128,68 @@ pub(crate) fn generate(
         decode: (0, Duration::ZERO),
         first_token: None,
     };
-    let emit = |text: &str, all: &mut String| {
+    let show = |text: &str, all: &mut String| {
         all.push_str(text);
         if print { output::print(text) } else { Ok(()) }
     };
 
     let mut started = Instant::now();
     loop {
-        let fresh = history.get(session.position()..).unwrap_or_default();
-        let n_fresh = fresh.len();
-        let logits = match session.append(fresh) {
-            Ok(logits) => logits,
+        let n_new = history.len() - session.position();
+        let left = limits.n_tokens - done.ids.len();
+        let step = steps.step(session, sampler, history, left, |id| {
+            let now = Instant::now();
+            if done.first_token.is_none() {
+                done.prefill = (n_new, now - started);
+                done.first_token = Some(now);
+                started = now;
+            } else {
+                done.decode = (done.decode.0 + 1, now - started);
+            }
+            if eos.contains(&id) {
+                return ControlFlow::Break(Ok(Finish::Eos));
+            }
+            done.ids.push(id);
+            let Passed { text, stopped } = stop.push(&decoder.push(id));
+            if let Err(error) = show(&text, &mut done.text) {
+                return ControlFlow::Break(Err(error));
+            }
+            match () {
+                () if stopped => ControlFlow::Break(Ok(Finish::Stop)),
+                () if done.ids.len() >= limits.n_tokens => ControlFlow::Break(Ok(Finish::Length)),
+                () => ControlFlow::Continue(()),
+            }
+        });
+        match step {
+            Ok(ControlFlow::Break(finish)) => {
+                done.finish = finish?;
+                break;
+            }
+            Ok(ControlFlow::Continue(())) if session.position() >= session.context() => {
+                done.finish = Finish::Context;
+                break;
+            }
+            Ok(ControlFlow::Continue(())) if caught.hit() => break,
+            Ok(ControlFlow::Continue(())) => {}
             Err(SessionError::Cancelled) => break,
             Err(error) => return Err(error.into()),
-        };
-        let prefilled = done.first_token.is_none().then(Instant::now);
-        let id = sampler.sample(logits, history)?;
-        let now = Instant::now();
-        if let Some(prefilled) = prefilled {
-            done.prefill = (n_fresh, prefilled - started);
-            done.first_token = Some(now);
-            started = now;
-        } else {
-            done.decode = (done.decode.0 + 1, now - started);
         }
-        if eos.contains(&id) {
-            done.finish = Finish::Eos;
-            break;
+    }
+    match done.finish {
+        // The text that is gone on with does not end here.
+        Finish::Eos => {
+            history.pop();
         }
-        done.ids.push(id);
-        history.push(id);
-        let Passed { text, stopped } = stop.push(&decoder.push(id));
-        emit(&text, &mut done.text)?;
-        if stopped {
-            done.finish = Finish::Stop;
-            return Ok(done);
-        }
-        if done.ids.len() >= limits.n_tokens {
-            done.finish = Finish::Length;
-            break;
-        }
-        if session.position() >= session.context() {
-            done.finish = Finish::Context;
-            break;
-        }
-        if caught.hit() {
-            break;
-        }
+        Finish::Stop => return Ok(done),
+        _ => {}
     }
     // The last bytes may be half a character, and may still complete a stop text.
     let Passed { text, stopped } = stop.push(&decoder.finish());
-    emit(&text, &mut done.text)?;
+    show(&text, &mut done.text)?;
     if stopped {
         done.finish = Finish::Stop;
     } else {
-        emit(&stop.finish(), &mut done.text)?;
+        show(&stop.finish(), &mut done.text)?;
     }
     Ok(done)
 }

@@ -1,10 +1,8 @@
 //! `run -i`: lines from stdin, each continued by the model within one session.
 
-use crate::generate::{Finish, Generation, Limits, generate};
+use crate::generate::{Finish, Generation, Generator, Limits, generate};
 use crate::output::{note, print};
 use std::io::{BufRead, IsTerminal};
-use tidbit_runtime::sampler::Sampler;
-use tidbit_runtime::session::Session;
 use tidbit_runtime::tokenizer::Tokenizer;
 
 /// Reads lines until `/quit` or the end of stdin. The session goes on from line to line; `/reset`
@@ -15,9 +13,8 @@ use tidbit_runtime::tokenizer::Tokenizer;
 /// # Errors
 /// What the session answers, or when stdin cannot be read.
 pub(crate) fn prompt_loop(
-    session: &mut Session,
+    generator: &mut Generator<'_>,
     tokenizer: &Tokenizer,
-    sampler: &mut Sampler,
     limits: &Limits<'_>,
     mut after: impl FnMut(&Generation),
 ) -> anyhow::Result<()> {
@@ -37,7 +34,8 @@ pub(crate) fn prompt_loop(
             "" => continue,
             "/quit" => return Ok(()),
             "/reset" => {
-                session.rewind(0);
+                generator.session.rewind(0);
+                generator.steps.clear();
                 history.clear();
                 continue;
             }
@@ -45,20 +43,18 @@ pub(crate) fn prompt_loop(
         }
         let ids = tokenizer.encode(&line)?;
         let needed = history.len() + ids.len();
-        if needed > session.context() {
-            note(format_args!(
-                "note: {needed} tokens do not fit the context of {}; /reset starts afresh",
-                session.context()
-            ));
+        let context = generator.session.context();
+        if needed > context {
+            note(format_args!("note: {needed} tokens do not fit the context of {context}; /reset starts afresh"));
             continue;
         }
         history.extend_from_slice(&ids);
-        let done = generate(session, Some(tokenizer), sampler, &mut history, limits, true)?;
+        let done = generate(generator, &mut history, limits, true)?;
         if !done.text.ends_with('\n') {
             print("\n")?;
         }
         if done.finish == Finish::Context {
-            note(format_args!("note: the context of {} tokens is full; /reset starts afresh", session.context()));
+            note(format_args!("note: the context of {context} tokens is full; /reset starts afresh"));
         }
         after(&done);
     }

@@ -119,6 +119,14 @@ pub enum SessionError {
         /// What the context holds.
         context: usize,
     },
+    /// Logits after more tokens than there are, or than run together.
+    #[error("logits after {asked} tokens are not possible, expected 1 to {most}")]
+    LogitRows {
+        /// What was asked.
+        asked: usize,
+        /// The most.
+        most: usize,
+    },
     /// The context asked for is out of range.
     #[error("a context of {asked} tokens is not possible, this model takes 1 to {most}")]
     Context {
@@ -170,6 +178,44 @@ pub enum SessionError {
     /// Threads could not be started.
     #[error("cannot start worker threads: {0}")]
     Spawn(std::io::Error),
+}
+
+/// A model that cannot guess for another.
+#[derive(Debug, thiserror::Error)]
+pub enum DraftError {
+    /// Another number of tokens.
+    #[error(
+        "{}: its vocabulary has {draft_size} tokens, that of {} has {target_size}: it cannot draft for it",
+        draft.display(),
+        target.display()
+    )]
+    Vocabulary {
+        /// The file of the smaller model.
+        draft: PathBuf,
+        /// Its tokens.
+        draft_size: usize,
+        /// The file of the model it should guess for.
+        target: PathBuf,
+        /// Its tokens.
+        target_size: usize,
+    },
+    /// As many tokens, but other ones.
+    #[error(
+        "{}: its tokenizer is not that of {}, vocabularies of {size} tokens: it cannot draft for it",
+        draft.display(),
+        target.display()
+    )]
+    Tokenizer {
+        /// The file of the smaller model.
+        draft: PathBuf,
+        /// The file of the model it should guess for.
+        target: PathBuf,
+        /// Tokens of either.
+        size: usize,
+    },
+    /// Its session cannot be made.
+    #[error(transparent)]
+    Session(#[from] SessionError),
 }
 
 /// A sampling option out of range.

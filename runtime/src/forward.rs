@@ -4,7 +4,7 @@
 
 use crate::backend::{Backend, Epilogue, Part};
 use crate::error::SessionError;
-use crate::model::{Model, Weights};
+use crate::model::Model;
 use crate::spec::{Position, Residual, Spec};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Activations<B: Backend> {
     /// The residual stream `[tokens, d_model]`.
     x: B::Buffer,
-    /// Normalized for attention, `[tokens, d_model]`; after the last block, for the head.
+    /// Normalized for attention, `[tokens, d_model]`.
     attn_in: B::Buffer,
     /// Normalized for the feed-forward network, `[tokens, d_model]`.
     mlp_in: B::Buffer,
@@ -52,7 +52,7 @@ impl<B: Backend> Activations<B> {
 
 /// Runs the blocks over `ids`, which stand at positions `first..`, and extends the cache by them.
 ///
-/// Afterwards the residual stream holds the batch; [`logits`] turns rows of it into logits.
+/// Afterwards the residual stream holds the batch; [`finish`] takes rows of it, and [`logits`] makes logits of those.
 ///
 /// # Errors
 /// [`SessionError::Cancelled`] when `cancel` is set; it is looked at before every block. The cache then holds nothing new
@@ -75,9 +75,9 @@ pub fn forward<B: Backend>(
         if cancel.load(Ordering::Relaxed) {
             return Err(SessionError::Cancelled);
         }
-        backend.norm(&spec.norm, &layer.attn_norm, &acts.x, all.clone(), &mut acts.attn_in);
+        backend.norm(&spec.norm, &layer.attn_norm, (&acts.x, all.clone()), (&mut acts.attn_in, 0));
         if spec.residual == Residual::Parallel {
-            backend.norm(&spec.norm, &layer.mlp_norm, &acts.x, all.clone(), &mut acts.mlp_in);
+            backend.norm(&spec.norm, &layer.mlp_norm, (&acts.x, all.clone()), (&mut acts.mlp_in, 0));
         }
         backend.linear(&layer.qkv, &acts.attn_in, all.clone(), Epilogue::Store, &mut acts.qkv);
         if let Position::Rotary(rotary) = &spec.position {
@@ -89,7 +89,7 @@ pub fn forward<B: Backend>(
         backend.attend(spec, &parts, i, &acts.qkv, &mut acts.attended);
         backend.linear(&layer.attn_out, &acts.attended, all.clone(), Epilogue::Add, &mut acts.x);
         if spec.residual == Residual::Sequential {
-            backend.norm(&spec.norm, &layer.mlp_norm, &acts.x, all.clone(), &mut acts.mlp_in);
+            backend.norm(&spec.norm, &layer.mlp_norm, (&acts.x, all.clone()), (&mut acts.mlp_in, 0));
         }
         let activate = Epilogue::Activate(spec.mlp.activation);
         backend.linear(&layer.up, &acts.mlp_in, all.clone(), activate, &mut acts.inner);
@@ -98,16 +98,18 @@ pub fn forward<B: Backend>(
     Ok(())
 }
 
-/// The first rows of `out` become the logits after rows `tokens` of the last batch.
-pub fn logits<B: Backend>(
+/// Rows `at..` of `out` become rows `tokens` of the last batch as the head takes them.
+pub fn finish<B: Backend>(
     backend: &mut B,
-    spec: &Spec,
-    weights: &Weights,
-    acts: &mut Activations<B>,
+    model: &Model,
+    acts: &Activations<B>,
     tokens: Range<usize>,
-    out: &mut B::Buffer,
+    (out, at): (&mut B::Buffer, usize),
 ) {
-    let n = tokens.len();
-    backend.norm(&spec.norm, &weights.final_norm, &acts.x, tokens, &mut acts.attn_in);
-    backend.linear(&weights.head, &acts.attn_in, 0..n, Epilogue::Store, out);
+    backend.norm(&model.spec().norm, &model.weights().final_norm, (&acts.x, tokens), (out, at));
+}
+
+/// The first rows of `out` become the logits of the first `n` rows of `finished`.
+pub fn logits<B: Backend>(backend: &mut B, model: &Model, (finished, n): (&B::Buffer, usize), out: &mut B::Buffer) {
+    backend.linear(&model.weights().head, finished, 0..n, Epilogue::Store, out);
 }

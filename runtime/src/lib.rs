@@ -19,7 +19,8 @@
 //! | [`backend`] | the dozen coarse operations a device must offer |
 //! | [`forward`] | the one forward pass, which reads the spec |
 //! | [`sampler`] | logits to a token id |
-//! | [`session`] | a model at work: prefill, decode, generate |
+//! | [`session`] | a model at work: prefill, decode, rewind |
+//! | [`speculate`] | decoding with guesses that change nothing but the time |
 //! | [`eval`] | perplexity |
 
 #[cfg(target_endian = "big")]
@@ -39,6 +40,7 @@ pub mod quant;
 pub mod sampler;
 pub mod session;
 pub mod spec;
+pub mod speculate;
 pub mod storage;
 pub mod threads;
 pub mod tokenizer;

@@ -23,6 +23,30 @@ const MAX_BATCH: usize = 128;
 /// Rows of logits computed together when all are wanted: bounds that memory to 16 vocabularies.
 const LOGIT_ROWS: usize = 16;
 
+/// Logits after some tokens, a row `[vocab_size]` for each.
+#[derive(Clone, Copy)]
+pub struct Logits<'a> {
+    rows: &'a Buffer,
+    n: usize,
+}
+
+impl<'a> Logits<'a> {
+    /// How many rows there are, at least one.
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
+    pub fn len(&self) -> usize {
+        self.n
+    }
+
+    /// Row `row`.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        assert!(row < self.n, "row {row} of {} logits", self.n);
+        self.rows.row(row)
+    }
+}
+
 /// How a session is made.
 #[derive(Clone, Debug, Default)]
 pub struct SessionOptions {
@@ -40,6 +64,8 @@ pub struct Session {
     backend: Cpu,
     cache: KvCache,
     acts: Activations<Cpu>,
+    /// What the head takes and gives, for the tokens whose logits are wanted: `[rows, d_model]` and `[rows, vocab_size]`.
+    finished: Buffer,
     logits: Buffer,
     context: usize,
     position: usize,
@@ -68,6 +94,7 @@ impl Session {
         Ok(Self {
             cache: backend.cache(spec, cache_type, context)?,
             acts: Activations::new(&backend, spec, max_batch)?,
+            finished: backend.buffer(1, spec.d_model)?,
             logits: backend.buffer(1, spec.vocab_size)?,
             model: model.clone(),
             backend,
@@ -117,6 +144,7 @@ impl Session {
     pub fn scratch_bytes(&self) -> usize {
         Activations::<Cpu>::elements(self.model.spec(), self.max_batch) * 4
             + self.backend.scratch_bytes()
+            + self.finished.bytes()
             + self.logits.bytes()
     }
 
@@ -136,21 +164,34 @@ impl Session {
     /// When there is no token, one is outside the vocabulary, they do not fit the context (nothing has changed then), or
     /// the session was cancelled (the batches that were finished count).
     pub fn append(&mut self, ids: &[u32]) -> Result<&[f32], SessionError> {
-        let mut last = 0;
-        self.run(ids, |_, n| {
-            last = n - 1;
-            Ok(())
+        Ok(self.append_last(ids, 1)?.row(0))
+    }
+
+    /// Runs `ids` through the model and returns the logits after each of the last `n` of them.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), and when `n` is not between 1 and the tokens there are, or more than run together.
+    pub fn append_last(&mut self, ids: &[u32], n: usize) -> Result<Logits<'_>, SessionError> {
+        if ids.is_empty() {
+            return Err(SessionError::EmptyPrompt);
+        }
+        let most = self.max_batch.min(ids.len());
+        if n == 0 || n > most {
+            return Err(SessionError::LogitRows { asked: n, most });
+        }
+        self.reserve_logits(n)?;
+        let wanted = ids.len() - n;
+        let mut done = 0;
+        self.run(ids, |session, batch| {
+            let first = wanted.saturating_sub(done).min(batch);
+            if first < batch {
+                let out = (&mut session.finished, done + first - wanted);
+                forward::finish(&mut session.backend, &session.model, &session.acts, first..batch, out);
+            }
+            done += batch;
         })?;
-        let spec = self.model.spec();
-        forward::logits(
-            &mut self.backend,
-            spec,
-            self.model.weights(),
-            &mut self.acts,
-            last..last + 1,
-            &mut self.logits,
-        );
-        Ok(self.backend.read(&self.logits, 0))
+        forward::logits(&mut self.backend, &self.model, (&self.finished, n), &mut self.logits);
+        Ok(Logits { rows: &self.logits, n })
     }
 
     /// Runs `ids` through the model and calls `visit(i, logits)` with the logits `[vocab_size]` after each of them, in order.
@@ -158,29 +199,33 @@ impl Session {
     /// # Errors
     /// As [`append`](Self::append).
     pub fn append_each(&mut self, ids: &[u32], mut visit: impl FnMut(usize, &[f32])) -> Result<(), SessionError> {
-        let spec = self.model.spec().clone();
-        let mut rows = self.backend.buffer(LOGIT_ROWS.min(ids.len()), spec.vocab_size)?;
+        self.reserve_logits(LOGIT_ROWS.min(ids.len()))?;
         let mut done = 0;
-        self.run(ids, |session, n| {
-            for first in (0..n).step_by(LOGIT_ROWS) {
-                let tokens = first..(first + LOGIT_ROWS).min(n);
-                let weights = session.model.weights();
-                forward::logits(&mut session.backend, &spec, weights, &mut session.acts, tokens.clone(), &mut rows);
-                for t in tokens.clone() {
-                    visit(done + t, session.backend.read(&rows, t - first));
-                }
+        self.run(ids, |session, batch| {
+            for first in (0..batch).step_by(LOGIT_ROWS) {
+                let tokens = first..(first + LOGIT_ROWS).min(batch);
+                let n = tokens.len();
+                let out = (&mut session.finished, 0);
+                forward::finish(&mut session.backend, &session.model, &session.acts, tokens, out);
+                forward::logits(&mut session.backend, &session.model, (&session.finished, n), &mut session.logits);
+                (0..n).for_each(|row| visit(done + first + row, session.logits.row(row)));
             }
-            done += n;
-            Ok(())
+            done += batch;
         })
     }
 
+    /// Room for `n` rows of logits; kept, so that it is taken once.
+    fn reserve_logits(&mut self, n: usize) -> Result<(), SessionError> {
+        if self.logits.max_rows() < n {
+            let spec = self.model.spec();
+            self.finished = self.backend.buffer(n, spec.d_model)?;
+            self.logits = self.backend.buffer(n, spec.vocab_size)?;
+        }
+        Ok(())
+    }
+
     /// Runs `ids` in batches and calls `after(self, tokens in the batch)` after each.
-    fn run(
-        &mut self,
-        ids: &[u32],
-        mut after: impl FnMut(&mut Self, usize) -> Result<(), SessionError>,
-    ) -> Result<(), SessionError> {
+    fn run(&mut self, ids: &[u32], mut after: impl FnMut(&mut Self, usize)) -> Result<(), SessionError> {
         let vocab_size = self.model.spec().vocab_size;
         if ids.is_empty() {
             return Err(SessionError::EmptyPrompt);
@@ -203,7 +248,7 @@ impl Session {
                 &self.cancel,
             )?;
             self.position += batch.len();
-            after(self, batch.len())?;
+            after(self, batch.len());
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use crate::cache;
 use crate::cli::{RunArgs, SamplingArgs};
 use crate::failure::{Interrupted, Usage};
-use crate::generate::{Finish, Generation, Limits, generate};
+use crate::generate::{Finish, Generation, Generator, Limits, generate};
 use crate::memory::peak_rss;
 use crate::output::{note, print, print_json};
 use crate::prompt::{self, Source};
@@ -14,6 +14,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 use tidbit_runtime::sampler::{Sampler, SamplerOptions};
 use tidbit_runtime::session::{Model, Session, SessionOptions};
+use tidbit_runtime::speculate::{DraftModel, Lookup, MAX_GUESSES, Steps};
 
 /// Runs the command.
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
@@ -31,23 +32,23 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     let model = Model::open(&path)?;
     let tokenizer = prompt::tokenizer(&model)?;
-    let mut session = Session::new(
-        &model,
-        &SessionOptions { context: args.ctx, threads: args.threads, ..SessionOptions::default() },
-    )?;
+    let options = SessionOptions { context: args.ctx, threads: args.threads, ..SessionOptions::default() };
+    let mut session = Session::new(&model, &options)?;
+    let mut steps = steps(args, &session)?;
     let loaded = started.elapsed();
     let limits = Limits { n_tokens: args.n_tokens, stop: &args.stop, ignore_eos: args.ignore_eos };
+    let mut generator = Generator { session: &mut session, tokenizer, sampler: &mut sampler, steps: &mut steps };
 
     let Some(source) = source else {
         let Some(tokenizer) = tokenizer else { return Err(prompt::no_tokenizer(&path)) };
-        return prompt_loop(&mut session, tokenizer, &mut sampler, &limits, |done| {
+        return prompt_loop(&mut generator, tokenizer, &limits, |done| {
             if !args.quiet {
                 note(format_args!("{}", speed(done)));
             }
         });
     };
 
-    let mut history = prompt::tokens(&source, &model, tokenizer, session.context())?;
+    let mut history = prompt::tokens(&source, &model, tokenizer, generator.session.context())?;
     let n_prompt = history.len();
     let streams = !args.json;
     if streams && !args.no_echo {
@@ -56,19 +57,19 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
             Source::Ids(ids) => print(&tokenizer.map_or_else(|| join(ids), |t| t.decode(ids)))?,
         }
     }
-    let done = generate(&mut session, tokenizer, &mut sampler, &mut history, &limits, streams)?;
+    let done = generate(&mut generator, &mut history, &limits, streams)?;
     let timing = Timing { loaded, first_token: done.first_token.map(|at| at - started) };
     if args.json {
-        print_json(&report_json(&source, &history[..n_prompt], &session, &sampler, &done, &timing))?;
+        print_json(&report_json(&source, &history[..n_prompt], &generator, &done, &timing))?;
     } else if !done.text.ends_with('\n') {
         print("\n")?;
     }
     if !args.quiet {
         if done.finish == Finish::Context {
-            note(format_args!("note: the context of {} tokens is full", session.context()));
+            note(format_args!("note: the context of {} tokens is full", generator.session.context()));
         }
         if !args.json {
-            tell_statistics(&session, &sampler, &done, &timing);
+            tell_statistics(&generator, &done, &timing);
         }
     }
     if done.finish == Finish::Interrupted { Err(Interrupted.into()) } else { Ok(()) }
@@ -86,6 +87,18 @@ fn sampler_options(args: &SamplingArgs) -> SamplerOptions {
         // enough, and short enough to type again.
         seed: args.seed.unwrap_or_else(|| RandomState::new().hash_one(0u8) >> 32),
     }
+}
+
+/// One token a step, or guesses with it.
+fn steps(args: &RunArgs, session: &Session) -> anyhow::Result<Steps> {
+    if let Some(most) = args.speculate {
+        return Ok(Steps::speculating(Box::new(Lookup::new()), most));
+    }
+    let Some(path) = &args.draft else { return Ok(Steps::new()) };
+    let draft = Model::open(&cache::model_file(path)?)?;
+    let options = SessionOptions { threads: args.threads, ..SessionOptions::default() };
+    let drafter = DraftModel::new(&draft, &options, session.model())?;
+    Ok(Steps::speculating(Box::new(drafter), MAX_GUESSES))
 }
 
 /// Times since the model began to be opened.
@@ -120,8 +133,17 @@ fn speed(done: &Generation) -> String {
     )
 }
 
-fn tell_statistics(session: &Session, sampler: &Sampler, done: &Generation, timing: &Timing) {
+fn tell_statistics(generator: &Generator<'_>, done: &Generation, timing: &Timing) {
+    let Generator { session, sampler, steps, .. } = generator;
     note(format_args!("{}", speed(done)));
+    if let Some(s) = steps.statistics() {
+        note(format_args!(
+            "{} of {} guesses right, {:.2} tokens a step",
+            s.accepted,
+            s.guessed,
+            s.tokens_per_step().unwrap_or(1.0),
+        ));
+    }
     let first =
         timing.first_token.map_or_else(String::new, |t| format!(", first token after {:.1} ms", milliseconds(t)));
     let peak = peak_rss().map_or_else(String::new, |peak| format!(", peak memory {}", DecimalBytes(peak)));
@@ -141,11 +163,11 @@ fn tell_statistics(session: &Session, sampler: &Sampler, done: &Generation, timi
 fn report_json(
     source: &Source,
     prompt_ids: &[u32],
-    session: &Session,
-    sampler: &Sampler,
+    generator: &Generator<'_>,
     done: &Generation,
     timing: &Timing,
 ) -> serde_json::Value {
+    let Generator { session, sampler, steps, .. } = generator;
     let prompt = match source {
         Source::Text(text) => Some(text),
         Source::Ids(_) => None,
@@ -171,6 +193,12 @@ fn report_json(
             "decode_tokens": done.decode.0,
             "decode_tokens_per_s": per_second(done.decode),
         },
+        "speculation": steps.statistics().map(|s| json!({
+            "steps": s.steps,
+            "guessed": s.guessed,
+            "accepted": s.accepted,
+            "tokens_per_step": s.tokens_per_step(),
+        })),
         "memory": {
             "peak_rss_bytes": peak_rss(),
             "kv_cache_bytes": session.cache_bytes(),

@@ -72,12 +72,10 @@ impl Backend for Cpu {
         ops::embed(&mut self.pool, (&weights.embedding, weights.positions.as_ref()), ids, first, out);
     }
 
-    fn norm(&mut self, norm: &Norm, weights: &NormWeights, x: &Buffer, tokens: Range<usize>, out: &mut Buffer) {
+    fn norm(&mut self, norm: &Norm, weights: &NormWeights, x: (&Buffer, Range<usize>), out: (&mut Buffer, usize)) {
         let device = (self.kernels, &mut self.pool);
         match norm.kind {
-            NormKind::LayerNorm => {
-                ops::layer_norm(device, (&weights.weight, &weights.bias, norm.eps), (x, tokens), out);
-            }
+            NormKind::LayerNorm => ops::layer_norm(device, (&weights.weight, &weights.bias, norm.eps), x, out),
         }
     }
 

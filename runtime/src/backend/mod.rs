@@ -39,14 +39,13 @@ pub trait Backend {
     /// `out[t] = embedding[ids[t]] (+ positions[first + t])`.
     fn embed(&mut self, weights: &Weights, ids: &[u32], first: usize, out: &mut Self::Buffer);
 
-    /// The first rows of `out` become the normalized rows `tokens` of `x`.
+    /// Some rows of a buffer, normalized, become the rows of `out` from the given one on.
     fn norm(
         &mut self,
         norm: &Norm,
         weights: &NormWeights,
-        x: &Self::Buffer,
-        tokens: Range<usize>,
-        out: &mut Self::Buffer,
+        x: (&Self::Buffer, Range<usize>),
+        out: (&mut Self::Buffer, usize),
     );
 
     /// The first rows of `out` become `epilogue(x wᵀ + bias)` of rows `tokens` of `x`.

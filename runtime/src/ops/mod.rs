@@ -48,6 +48,11 @@ impl Buffer {
         self.stride
     }
 
+    /// Rows there is room for.
+    pub fn max_rows(&self) -> usize {
+        self.data.len().checked_div(self.stride).unwrap_or(0)
+    }
+
     /// Bytes it takes.
     pub fn bytes(&self) -> usize {
         self.data.len() * 4

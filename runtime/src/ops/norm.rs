@@ -5,7 +5,7 @@ use crate::kernels::Kernels;
 use crate::threads::Pool;
 use std::ops::Range;
 
-/// Layer normalization of rows `tokens` of `x` into the first rows of `out`; `weight` and `bias` are padded to 16.
+/// Layer normalization of rows `tokens` of `x` into rows `at..` of `out`; `weight` and `bias` are padded to 16.
 ///
 /// # Panics
 /// When shapes do not fit together.
@@ -13,13 +13,13 @@ pub fn layer_norm(
     (kernels, pool): (Kernels, &mut Pool),
     (weight, bias, eps): (&[f32], &[f32], f32),
     (x, tokens): (&Buffer, Range<usize>),
-    out: &mut Buffer,
+    (out, at): (&mut Buffer, usize),
 ) {
     assert_eq!(x.cols(), out.cols(), "input and output of a normalization");
     let (n_tokens, cols, stride) = (tokens.len(), x.cols(), x.stride());
     let source = x.rows(tokens);
     let rows = rows_per_task(pool, n_tokens);
-    pool.run_blocks(out.rows_mut(0..n_tokens), stride, rows, stride, &|rows, _, mut out| {
+    pool.run_blocks(out.rows_mut(at..at + n_tokens), stride, rows, stride, &|rows, _, mut out| {
         for (i, row) in rows.enumerate() {
             kernels.layer_norm(&source[row * stride..][..cols], weight, bias, eps, out.row_mut(i));
         }
