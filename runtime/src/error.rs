@@ -119,8 +119,16 @@ pub enum SessionError {
         /// What the context holds.
         context: usize,
     },
+    /// A text of a model that was opened apart from the engine's.
+    #[error("{}: a text of another model, this engine runs {}", found.display(), expected.display())]
+    OtherModel {
+        /// The file of the text's model.
+        found: PathBuf,
+        /// The file of the engine's.
+        expected: PathBuf,
+    },
     /// Logits after more tokens than there are, or than run together.
-    #[error("logits after {asked} tokens are not possible, expected 1 to {most}")]
+    #[error("logits after {asked} tokens are not possible, expected at most {most}")]
     LogitRows {
         /// What was asked.
         asked: usize,

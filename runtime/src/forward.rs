@@ -50,27 +50,34 @@ impl<B: Backend> Activations<B> {
     }
 }
 
-/// Runs the blocks over `ids`, which stand at positions `first..`, and extends the cache by them.
+/// Tokens that run together, of one text or of several.
+pub struct Batch<'a, 'b, C> {
+    /// The tokens, row by row.
+    pub ids: &'a [u32],
+    /// Where each stands in its text.
+    pub positions: &'a [usize],
+    /// Which rows belong to which text, in order and without gaps; the positions are
+    /// [reserved](Backend::reserve) in the caches.
+    pub parts: &'a mut [Part<'b, C>],
+}
+
+/// Runs the blocks over a batch and extends the caches by it.
 ///
 /// Afterwards the residual stream holds the batch; [`finish`] takes rows of it, and [`logits`] makes logits of those.
 ///
 /// # Errors
-/// [`SessionError::Cancelled`] when `cancel` is set; it is looked at before every block. The cache then holds nothing new
-/// that counts.
+/// [`SessionError::Cancelled`] when `cancel` is set; it is looked at before every block. The caches then hold nothing
+/// new that counts.
 pub fn forward<B: Backend>(
     backend: &mut B,
     model: &Model,
     acts: &mut Activations<B>,
-    cache: &mut B::Cache,
-    ids: &[u32],
-    first: usize,
+    Batch { ids, positions, parts }: Batch<'_, '_, B::Cache>,
     cancel: &AtomicBool,
 ) -> Result<(), SessionError> {
     let (spec, weights) = (model.spec(), model.weights());
-    let (all, positions) = (0..ids.len(), first..first + ids.len());
-    backend.reserve(cache, positions.clone())?;
-    let mut parts = [Part { cache, positions: positions.clone(), row: 0 }];
-    backend.embed(weights, ids, first, &mut acts.x);
+    let all = 0..ids.len();
+    backend.embed(weights, ids, positions, &mut acts.x);
     for (i, layer) in weights.layers.iter().enumerate() {
         if cancel.load(Ordering::Relaxed) {
             return Err(SessionError::Cancelled);
@@ -83,10 +90,10 @@ pub fn forward<B: Backend>(
         if let Position::Rotary(rotary) = &spec.position {
             // Queries and keys stand side by side.
             let heads = spec.attention.n_heads + spec.attention.n_kv_heads;
-            backend.rotate(rotary, &mut acts.qkv, positions.clone(), heads, spec.attention.head_dim);
+            backend.rotate(rotary, &mut acts.qkv, positions, heads, spec.attention.head_dim);
         }
-        backend.store(spec, &mut parts, i, &acts.qkv);
-        backend.attend(spec, &parts, i, &acts.qkv, &mut acts.attended);
+        backend.store(spec, parts, i, &acts.qkv);
+        backend.attend(spec, parts, i, &acts.qkv, &mut acts.attended);
         backend.linear(&layer.attn_out, &acts.attended, all.clone(), Epilogue::Add, &mut acts.x);
         if spec.residual == Residual::Sequential {
             backend.norm(&spec.norm, &layer.mlp_norm, (&acts.x, all.clone()), (&mut acts.mlp_in, 0));

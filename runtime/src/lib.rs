@@ -19,7 +19,9 @@
 //! | [`backend`] | the dozen coarse operations a device must offer |
 //! | [`forward`] | the one forward pass, which reads the spec |
 //! | [`sampler`] | logits to a token id |
-//! | [`session`] | a model at work: prefill, decode, rewind |
+//! | [`sequence`] | one text: its cache and position |
+//! | [`engine`] | a model at work for any number of texts |
+//! | [`session`] | a model at work for one text: prefill, decode, rewind |
 //! | [`speculate`] | decoding with guesses that change nothing but the time |
 //! | [`eval`] | perplexity |
 
@@ -27,6 +29,7 @@
 compile_error!("the file format is little-endian and used in place");
 
 pub mod backend;
+pub mod engine;
 pub mod error;
 pub mod eval;
 pub mod format;
@@ -38,6 +41,7 @@ pub mod ops;
 pub mod pages;
 pub mod quant;
 pub mod sampler;
+pub mod sequence;
 pub mod session;
 pub mod spec;
 pub mod speculate;

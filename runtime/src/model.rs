@@ -84,6 +84,11 @@ impl Model {
         Ok(Self(Arc::new(Inner { file, weights, tokenizer: OnceLock::new() })))
     }
 
+    /// Whether it is the same model: opened once, and shared.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// The file.
     pub fn file(&self) -> &ModelFile {
         &self.0.file

@@ -4,9 +4,11 @@ use anyhow::Result;
 use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
+use tidbit_runtime::engine::{Engine, Feed};
 use tidbit_runtime::format::Stored;
 use tidbit_runtime::kernels::{self, Kernels};
 use tidbit_runtime::kv_cache;
+use tidbit_runtime::sequence::Sequence;
 use tidbit_runtime::session::{Model, Session, SessionOptions};
 use tidbit_runtime::threads::Pool;
 
@@ -24,11 +26,11 @@ pub(crate) struct Run {
     pub(crate) depth: usize,
     /// Sequences at once.
     pub(crate) batch: usize,
-    /// Median.
+    /// Of all sequences together, median.
     pub(crate) tokens_per_s: f64,
     pub(crate) p5: f64,
     pub(crate) p95: f64,
-    /// Bytes of weights and cache that a token needs, times tokens per second (decode).
+    /// Bytes of weights and caches that a step of one token for each sequence needs, times steps per second (decode).
     pub(crate) read_gb_per_s: Option<f64>,
     /// Multiply-adds of the matrix products, counted as two, per second (prefill).
     pub(crate) int8_tops: Option<f64>,
@@ -198,51 +200,61 @@ pub(crate) fn prefill(
     })
 }
 
-/// Runs `n_tokens` one by one after `depth` others.
+/// Runs `n_tokens` of each sequence, one of each at a time, after `depth` others.
 pub(crate) fn decode(
-    session: &mut Session,
+    (engine, sequences): (&mut Engine, &mut [Sequence]),
     machine: &mut Machine,
     n_tokens: usize,
     depth: usize,
     repetitions: usize,
 ) -> Result<Run> {
-    let (model, ids) = (session.model().clone(), ids(session.model(), n_tokens + depth));
-    session.rewind(0);
-    if depth > 0 {
-        session.append(&ids[..depth])?;
+    let (model, ids) = (engine.model().clone(), ids(engine.model(), n_tokens + depth));
+    let batch = sequences.len();
+    for sequence in &mut *sequences {
+        sequence.rewind(0);
+        if depth > 0 {
+            // No sharing: each reads a cache of its own.
+            engine.step(&mut [Feed::new(sequence, &ids[..depth])])?;
+        }
     }
     let cache_bytes =
         kv_cache::bytes_per_token(model.spec(), kv_cache::default_type(model.file())) * (depth + n_tokens / 2);
-    let bytes = cost(&model).matrix_bytes + cache_bytes;
+    let bytes = cost(&model).matrix_bytes + batch * cache_bytes;
     // The model's own pages, where they lie: the same memory that decode reads.
     let file = model.file().bytes();
     let same = &file[file.len() - bytes.min(file.len())..];
     let mut samples = Vec::new();
     for repetition in 0..=repetitions {
         let roof = same.len() as f64 / machine.read_seconds(same);
-        session.rewind(depth);
+        sequences.iter_mut().for_each(|sequence| sequence.rewind(depth));
         let start = Instant::now();
-        for id in &ids[depth..] {
-            session.append(&[*id])?;
+        for id in ids[depth..].chunks(1) {
+            if let [sequence] = sequences {
+                engine.step(&mut [Feed::new(sequence, id)])?;
+            } else {
+                let mut feeds: Vec<_> = sequences.iter_mut().map(|sequence| Feed::new(sequence, id)).collect();
+                engine.step(&mut feeds)?;
+            }
         }
         if repetition > 0 {
             samples.push((start.elapsed().as_secs_f64() / n_tokens as f64, roof));
         }
     }
-    let rates: Vec<f64> = samples.iter().map(|(seconds, _)| 1.0 / seconds).collect();
+    let steps: Vec<f64> = samples.iter().map(|(seconds, _)| 1.0 / seconds).collect();
     let fractions: Vec<f64> = samples.iter().map(|(seconds, roof)| bytes as f64 / seconds / roof).collect();
     let roofs: Vec<f64> = samples.iter().map(|s| s.1 / 1e9).collect();
+    let tokens_per_s = |percent| batch as f64 * percentile(&steps, percent);
     Ok(Run {
         phase: "decode",
         quant: model.file().provenance().quant.clone(),
-        threads: session.threads(),
+        threads: engine.threads(),
         n_tokens,
         depth,
-        batch: 1,
-        tokens_per_s: percentile(&rates, 50.0),
-        p5: percentile(&rates, 5.0),
-        p95: percentile(&rates, 95.0),
-        read_gb_per_s: Some(bytes as f64 * percentile(&rates, 50.0) / 1e9),
+        batch,
+        tokens_per_s: tokens_per_s(50.0),
+        p5: tokens_per_s(5.0),
+        p95: tokens_per_s(95.0),
+        read_gb_per_s: Some(bytes as f64 * percentile(&steps, 50.0) / 1e9),
         int8_tops: None,
         roof: Some(percentile(&roofs, 50.0)),
         roof_fraction: Some(percentile(&fractions, 50.0)),

@@ -30,7 +30,9 @@ use plan::{Lengths, Plan};
 use record::{Record, Subject};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
+use tidbit_runtime::engine::{Engine, EngineOptions};
 use tidbit_runtime::quant::QuantType;
+use tidbit_runtime::sequence::{Sequence, SequenceOptions};
 use tidbit_runtime::session::{Model, SessionOptions};
 use tidbit_runtime::spec::Spec;
 
@@ -43,6 +45,7 @@ use tidbit_runtime::spec::Spec;
 Examples:
   tidbit bench --shape gpt2 --quant q4,q8
   tidbit bench model.tidbit --threads 2 --depth 0,900 --json
+  tidbit bench --shape gpt2 --prefill 0 --batch 1,2,4,8
   tidbit bench --shape gpt2 --quant all --depth 0,900 --html > bench.html")]
 pub(crate) struct BenchArgs {
     /// A model file; without one, random weights in the shape that --shape names
@@ -66,6 +69,9 @@ pub(crate) struct BenchArgs {
     /// Tokens in the cache before those, separated by commas
     #[arg(long, value_name = "N", default_value = "0", value_delimiter = ',')]
     depth: Vec<usize>,
+    /// Sequences decoded together, separated by commas
+    #[arg(long, value_name = "N", default_value = "1", value_delimiter = ',')]
+    batch: Vec<usize>,
     /// Repetitions of each measurement, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 9)]
     repetitions: usize,
@@ -196,17 +202,34 @@ fn measure_model(path: &Path, plan: &Plan, lengths: &Lengths, format: Format, re
             tell(report::heading(&subject))?;
         }
         tell(report::start_line(n, &subject))?;
-        let mut done = |run| {
-            let record = Record { run, subject: subject.clone(), peak_rss_bytes: memory::peak_rss() };
+        let mut done = |run, cache_bytes: Option<usize>| {
+            let subject = Subject { cache_bytes: cache_bytes.unwrap_or(subject.cache_bytes), ..subject.clone() };
+            let record = Record { run, subject, peak_rss_bytes: memory::peak_rss() };
             let told = tell(report::line(&record.run));
             records.push(record);
             told
         };
         for &tokens in &lengths.prefill {
-            done(measure::prefill(&mut session, &mut machine, tokens, plan.repetitions)?)?;
+            done(measure::prefill(&mut session, &mut machine, tokens, plan.repetitions)?, None)?;
         }
-        for &depth in &lengths.depth {
-            done(measure::decode(&mut session, &mut machine, lengths.decode, depth, plan.repetitions)?)?;
+        let model = session.model().clone();
+        let (mut engine, sequence) = session.into_parts();
+        let of_sequence = SequenceOptions { context: Some(lengths.context), ..SequenceOptions::default() };
+        let mut sequences = vec![sequence];
+        for &batch in &lengths.batch {
+            if batch > engine.max_batch() {
+                engine = Engine::new(&model, &EngineOptions { threads: Some(n), max_batch: Some(batch) })?;
+            }
+            sequences.truncate(batch);
+            while sequences.len() < batch {
+                sequences.push(Sequence::new(&model, &of_sequence)?);
+            }
+            for &depth in &lengths.depth {
+                let texts = (&mut engine, &mut sequences[..]);
+                let run = measure::decode(texts, &mut machine, lengths.decode, depth, plan.repetitions)?;
+                let cache_bytes = sequences.iter().map(Sequence::cache_bytes).sum();
+                done(run, Some(cache_bytes))?;
+            }
         }
     }
     if let (true, Some(peak)) = (format.streams(), memory::peak_rss()) {

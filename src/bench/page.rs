@@ -35,7 +35,9 @@ fn values<T: Ord>(records: &[&Record], field: impl Fn(&Record) -> T) -> Vec<T> {
 fn charts(records: &[Record]) -> Vec<Chart> {
     let mut charts = Vec::new();
     for phase in ["decode", "prefill"] {
-        let runs: Vec<&Record> = records.iter().filter(|r| r.run.phase == phase).collect();
+        let all: Vec<&Record> = records.iter().filter(|r| r.run.phase == phase).collect();
+        let batches = values(&all, |r| r.run.batch);
+        let runs: Vec<&Record> = all.iter().copied().filter(|r| Some(&r.run.batch) == batches.first()).collect();
         let lengths = values(&runs, length);
         let (Some(&shallowest), Some(&longest)) = (lengths.first(), lengths.last()) else { continue };
         let (usual, what, x_label) = if phase == "decode" {
@@ -53,6 +55,12 @@ fn charts(records: &[Record]) -> Vec<Chart> {
             let runs: Vec<&Record> = runs.iter().copied().filter(|r| r.run.threads == most).collect();
             let title = if phase == "decode" { "Decode, by depth" } else { "Prefill, by length of the prompt" };
             charts.push(by_number(&runs, format!("{title}, {}", count_of_threads(most)), x_label, length));
+        }
+        if batches.len() > 1 {
+            let runs: Vec<&Record> =
+                all.iter().copied().filter(|r| r.run.threads == most && length(r) == usual).collect();
+            let title = format!("{what}, by sequences, {}", count_of_threads(most));
+            charts.push(by_number(&runs, title, "sequences decoded together", |r| r.run.batch));
         }
         charts.push(by_quant(&usual_runs, format!("{what}, by quant type"), &threads));
     }
@@ -168,6 +176,16 @@ mod tests {
         ];
         assert_eq!(titles(&records), expected);
         assert_eq!(titles(&records[..1]), ["Prefill of 512 tokens, by quant type"]);
+        let mut batches = [1, 8].map(|batch| {
+            let mut record = example("decode", "q4", 2, 0, 100.0 * batch as f64);
+            record.run.batch = batch;
+            record
+        });
+        let expected = ["Decode at depth 0, by sequences, 2 threads", "Decode at depth 0, by quant type"];
+        assert_eq!(titles(&batches), expected);
+        assert_eq!(charts(&batches)[0].series[0].points[1].y, 800.0);
+        batches.reverse();
+        assert_eq!(charts(&batches)[1].series[0].points[0].y, 100.0, "elsewhere the smallest batch is shown");
         let chart = &charts(&records)[1];
         assert_eq!(chart.series.len(), 2);
         assert_eq!(chart.series[0].points.len(), 2);

@@ -35,6 +35,8 @@ pub(super) struct Lengths {
     pub(super) decode: usize,
     /// Empty when nothing is decoded.
     pub(super) depth: Vec<usize>,
+    /// Sequences decoded together; the same.
+    pub(super) batch: Vec<usize>,
     /// Tokens that a session must hold.
     pub(super) context: usize,
 }
@@ -51,6 +53,9 @@ impl<'a> Plan<'a> {
         let threads = if args.threads.is_empty() { default_threads() } else { unique(&args.threads) };
         if let Some(&asked) = threads.iter().find(|&&n| n == 0 || n > MAX_THREADS) {
             return Err(SessionError::Threads { asked, most: MAX_THREADS }.into());
+        }
+        if args.batch.contains(&0) {
+            return usage("--batch is 0, expected at least 1");
         }
         let cores = available_cores();
         if let Some(n) = threads.iter().find(|&&n| n > cores) {
@@ -71,7 +76,7 @@ impl<'a> Plan<'a> {
 
     /// What is to be run on a model called `name`.
     pub(super) fn lengths(&self, name: &str, context: usize) -> Result<Lengths> {
-        let Some(lengths) = lengths(&self.args.prefill, self.args.decode, &self.args.depth, context) else {
+        let Some(lengths) = lengths(self.args, context) else {
             let asked = |values: &[usize]| values.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
             return usage(format!(
                 "--prefill {}, --decode {} after --depth {}: more than the context of {context} tokens of {name}",
@@ -86,7 +91,7 @@ impl<'a> Plan<'a> {
 
 /// Checks that the cache for a model fits the memory. The file need not: it is mapped.
 pub(super) fn check_cache(model: &Model, lengths: &Lengths) -> Result<()> {
-    let cache = cache_bytes(model.spec(), kv_cache::default_type(model.file()), lengths.context);
+    let cache = cache_bytes(model.spec(), kv_cache::default_type(model.file()), lengths);
     fits(&model.file().path().display().to_string(), Some(0), cache)
 }
 
@@ -125,21 +130,22 @@ fn quants(names: &[String]) -> Result<Vec<QuantType>> {
 }
 
 /// `None` when something does not fit the context.
-fn lengths(prefill: &[usize], decode: Option<usize>, depth: &[usize], context: usize) -> Option<Lengths> {
-    let mut prefill = if prefill.is_empty() { vec![PREFILL.min(context)] } else { unique(prefill) };
+fn lengths(args: &BenchArgs, context: usize) -> Option<Lengths> {
+    let mut prefill = if args.prefill.is_empty() { vec![PREFILL.min(context)] } else { unique(&args.prefill) };
     prefill.retain(|&n| n > 0);
-    let decode = decode.unwrap_or(DECODE.min(context));
-    let depth = if decode == 0 { Vec::new() } else { unique(depth) };
+    let decode = args.decode.unwrap_or(DECODE.min(context));
+    let (depth, batch) =
+        if decode == 0 { (Vec::new(), Vec::new()) } else { (unique(&args.depth), unique(&args.batch)) };
     let deepest = depth.iter().max().map_or(Some(0), |d| d.checked_add(decode))?;
     let longest =
         deepest.max(prefill.iter().max().copied().unwrap_or(0)).max(super::measure::FIRST_PROMPT.min(context));
-    (longest <= context).then_some(Lengths { prefill, decode, depth, context: longest })
+    (longest <= context).then_some(Lengths { prefill, decode, depth, batch, context: longest })
 }
 
 /// Checks that a model of random weights and its cache fit the memory.
 pub(super) fn check_memory(name: &str, spec: &Spec, quant: QuantType, lengths: &Lengths) -> Result<()> {
     let cache_type = if quant == QuantType::F32 { CacheType::F32 } else { CacheType::F16 };
-    let cache = cache_bytes(spec, cache_type, lengths.context);
+    let cache = cache_bytes(spec, cache_type, lengths);
     fits(&format!("{name} in {quant}"), weight_bytes(spec, quant), cache)
 }
 
@@ -153,9 +159,11 @@ fn weight_bytes(spec: &Spec, quant: QuantType) -> Option<u64> {
     (two - one).checked_mul(spec.n_layers as u64 - 1)?.checked_add(one)
 }
 
-fn cache_bytes(spec: &Spec, cache_type: CacheType, context: usize) -> Option<u64> {
+/// Bytes of the caches of the largest batch.
+fn cache_bytes(spec: &Spec, cache_type: CacheType, lengths: &Lengths) -> Option<u64> {
     let layer = kv_cache::bytes_per_token(&Spec { n_layers: 1, ..spec.clone() }, cache_type);
-    (layer as u64).checked_mul(spec.n_layers as u64)?.checked_mul(context as u64)
+    let sequences = lengths.batch.iter().max().copied().unwrap_or(1);
+    [spec.n_layers, lengths.context, sequences].iter().try_fold(layer as u64, |bytes, &n| bytes.checked_mul(n as u64))
 }
 
 /// Compares with what the system says it has left; `None` is more than can be counted.
@@ -171,7 +179,7 @@ fn fits(what: &str, weights: Option<u64>, cache: Option<u64>) -> Result<()> {
             DecimalBytes(cache),
             DecimalBytes(available)
         ))
-        .hint("take a smaller shape, fewer bits with --quant, or less with --prefill and --depth")),
+        .hint("take a smaller shape, fewer bits with --quant, or less with --prefill, --depth and --batch")),
         _ => Ok(()),
     }
 }
@@ -181,19 +189,40 @@ mod tests {
     use super::*;
     use crate::bench::shapes;
 
+    /// The lengths that these options give.
+    fn lengths(options: &[&str], context: usize) -> Option<Lengths> {
+        #[derive(clap::Parser)]
+        struct Only {
+            #[command(flatten)]
+            args: BenchArgs,
+        }
+        let options = ["bench", "--shape", "x"].iter().chain(options);
+        super::lengths(&<Only as clap::Parser>::try_parse_from(options).unwrap().args, context)
+    }
+
     #[test]
     fn lengths_fit_the_context() {
-        let all = lengths(&[], None, &[0], 1024).unwrap();
-        assert_eq!(all, Lengths { prefill: vec![512], decode: 32, depth: vec![0], context: 512 });
-        let small = lengths(&[], None, &[0], 8).unwrap();
-        assert_eq!(small, Lengths { prefill: vec![8], decode: 8, depth: vec![0], context: 8 });
-        let full = lengths(&[1024], Some(1), &[1023, 0, 1023], 1024).unwrap();
+        let all = lengths(&[], 1024).unwrap();
+        let expected = Lengths { prefill: vec![512], decode: 32, depth: vec![0], batch: vec![1], context: 512 };
+        assert_eq!(all, expected);
+        let small = lengths(&[], 8).unwrap();
+        assert_eq!(small, Lengths { prefill: vec![8], decode: 8, depth: vec![0], batch: vec![1], context: 8 });
+        let full = lengths(&["--prefill", "1024", "--decode", "1", "--depth", "1023,0,1023"], 1024).unwrap();
         assert_eq!((full.depth, full.context), (vec![1023, 0], 1024));
-        assert_eq!(lengths(&[1025], Some(1), &[0], 1024), None);
-        assert_eq!(lengths(&[1], Some(2), &[1023], 1024), None);
-        assert_eq!(lengths(&[1], Some(usize::MAX), &[1], 1024), None);
-        let nothing_decoded = lengths(&[0, 3], Some(0), &[usize::MAX], 1024).unwrap();
-        assert_eq!((nothing_decoded.prefill, nothing_decoded.depth), (vec![3], vec![]));
+        assert_eq!(lengths(&["--prefill", "1025", "--decode", "1"], 1024), None);
+        assert_eq!(lengths(&["--decode", "2", "--depth", "1023"], 1024), None);
+        assert_eq!(lengths(&["--decode", "18446744073709551615", "--depth", "1"], 1024), None);
+        let only_prefill = ["--prefill", "0,3", "--decode", "0", "--depth", "18446744073709551615", "--batch", "9"];
+        let only_prefill = lengths(&only_prefill, 1024).unwrap();
+        assert_eq!((only_prefill.prefill, only_prefill.depth, only_prefill.batch), (vec![3], vec![], vec![]));
+    }
+
+    #[test]
+    fn the_largest_batch_counts() {
+        let spec = shapes::spec("gpt2").unwrap();
+        let bytes = |options: &[&str]| cache_bytes(&spec, CacheType::F16, &lengths(options, 1024).unwrap());
+        assert_eq!(bytes(&["--batch", "2,8,4"]), bytes(&[]).map(|one| 8 * one));
+        assert_eq!(bytes(&["--batch", "18446744073709551615"]), None);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(super) fn heading(subject: &Subject) -> String {
 /// How it started, in one line.
 pub(super) fn start_line(threads: usize, subject: &Subject) -> String {
     format!(
-        "     start               {:9} {:8.2} ms to load, {:.2} ms to the first token (in this process)",
+        "     start                 {:9} {:8.2} ms to load, {:.2} ms to the first token (in this process)",
         count_of_threads(threads),
         subject.start.load_ms,
         subject.start.first_token_ms
@@ -32,7 +32,7 @@ pub(super) fn start_line(threads: usize, subject: &Subject) -> String {
 pub(super) fn line(run: &Run) -> String {
     let threads = count_of_threads(run.threads);
     let mut text = format!(
-        "{:4} {:19} {threads:9} {:8.1} tokens/s ({:.1} to {:.1})",
+        "{:4} {:21} {threads:9} {:8.1} tokens/s ({:.1} to {:.1})",
         run.quant,
         work(run),
         run.tokens_per_s,
@@ -50,6 +50,7 @@ pub(super) fn line(run: &Run) -> String {
 pub(super) fn work(run: &Run) -> String {
     match run.phase {
         "prefill" => format!("prefill {}", run.n_tokens),
+        phase if run.batch > 1 => format!("{phase} {} at depth {}", run.batch, run.depth),
         phase => format!("{phase} at depth {}", run.depth),
     }
 }

@@ -16,8 +16,6 @@ pub struct Cpu {
     pool: Pool,
     scratch: MatmulScratch,
     rotation: Option<Rotation>,
-    /// The positions that `rotation` stands at.
-    rotated: Range<usize>,
 }
 
 impl Cpu {
@@ -36,7 +34,6 @@ impl Cpu {
             pool: Pool::new(n_threads).map_err(SessionError::Spawn)?,
             scratch: MatmulScratch::new(max_tokens, widest)?,
             rotation,
-            rotated: 0..0,
         })
     }
 
@@ -68,8 +65,8 @@ impl Backend for Cpu {
         KvCache::new(spec, cache_type, context)
     }
 
-    fn embed(&mut self, weights: &Weights, ids: &[u32], first: usize, out: &mut Buffer) {
-        ops::embed(&mut self.pool, (&weights.embedding, weights.positions.as_ref()), ids, first, out);
+    fn embed(&mut self, weights: &Weights, ids: &[u32], positions: &[usize], out: &mut Buffer) {
+        ops::embed(&mut self.pool, (&weights.embedding, weights.positions.as_ref()), (ids, positions), out);
     }
 
     fn norm(&mut self, norm: &Norm, weights: &NormWeights, x: (&Buffer, Range<usize>), out: (&mut Buffer, usize)) {
@@ -84,14 +81,10 @@ impl Backend for Cpu {
         ops::matmul(device, &mut self.scratch, (&linear.weight, linear.bias.as_deref()), (x, tokens), epilogue, out);
     }
 
-    fn rotate(&mut self, rotary: &Rotary, x: &mut Buffer, positions: Range<usize>, n_heads: usize, head_dim: usize) {
+    fn rotate(&mut self, rotary: &Rotary, x: &mut Buffer, positions: &[usize], n_heads: usize, head_dim: usize) {
         let rotation = self.rotation.get_or_insert_with(|| Rotation::new(rotary, positions.len()));
-        let n_tokens = positions.len();
-        if self.rotated != positions {
-            rotation.prepare(positions.start, n_tokens);
-            self.rotated = positions;
-        }
-        rotation.apply(&mut self.pool, x, n_tokens, n_heads, head_dim);
+        rotation.prepare(positions);
+        rotation.apply(&mut self.pool, x, n_heads, head_dim);
     }
 
     fn reserve(&self, cache: &mut KvCache, positions: Range<usize>) -> Result<(), SessionError> {

@@ -36,8 +36,8 @@ pub trait Backend {
     /// When the memory cannot be had.
     fn cache(&self, spec: &Spec, cache_type: CacheType, context: usize) -> Result<Self::Cache, SessionError>;
 
-    /// `out[t] = embedding[ids[t]] (+ positions[first + t])`.
-    fn embed(&mut self, weights: &Weights, ids: &[u32], first: usize, out: &mut Self::Buffer);
+    /// `out[t] = embedding[ids[t]] (+ embedding of positions[t])`.
+    fn embed(&mut self, weights: &Weights, ids: &[u32], positions: &[usize], out: &mut Self::Buffer);
 
     /// Some rows of a buffer, normalized, become the rows of `out` from the given one on.
     fn norm(
@@ -58,15 +58,8 @@ pub trait Backend {
         out: &mut Self::Buffer,
     );
 
-    /// Turns the first `n_heads` heads of each row of `x` to their positions.
-    fn rotate(
-        &mut self,
-        rotary: &Rotary,
-        x: &mut Self::Buffer,
-        positions: Range<usize>,
-        n_heads: usize,
-        head_dim: usize,
-    );
+    /// Turns the first `n_heads` heads of each row of `x` to its position.
+    fn rotate(&mut self, rotary: &Rotary, x: &mut Self::Buffer, positions: &[usize], n_heads: usize, head_dim: usize);
 
     /// Makes sure that `positions` of a cache can be written, for it may share what it holds with another.
     ///

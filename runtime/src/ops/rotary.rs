@@ -9,7 +9,9 @@ use crate::threads::Pool;
 pub struct Rotation {
     /// `1 / theta^(2 i / dims)`.
     frequencies: Vec<f32>,
-    /// `[tokens][dims / 2]` of (cos, sin).
+    /// The positions it is prepared for.
+    positions: Vec<usize>,
+    /// `[positions][dims / 2]` of (cos, sin).
     turns: Vec<(f32, f32)>,
 }
 
@@ -20,28 +22,35 @@ impl Rotation {
         let exponent = |i: usize| 2.0 * i as f64 / rotary.dims as f64;
         // `libm`, because the system's functions differ between systems in the last digit.
         let frequencies = (0..half).map(|i| (1.0 / libm::pow(f64::from(rotary.theta), exponent(i))) as f32).collect();
-        Self { frequencies, turns: vec![(1.0, 0.0); half * max_tokens] }
+        Self { frequencies, positions: Vec::with_capacity(max_tokens), turns: vec![(1.0, 0.0); half * max_tokens] }
     }
 
-    /// Prepares positions `first..first + n_tokens`. The angle is an f32 product, as the reference computes it.
+    /// Prepares for these positions, unless that was done for the layer before. The angle is an f32 product, as the
+    /// reference computes it.
     ///
     /// # Panics
     /// When there is no room for so many.
-    pub fn prepare(&mut self, first: usize, n_tokens: usize) {
+    pub fn prepare(&mut self, positions: &[usize]) {
+        if self.positions == positions {
+            return;
+        }
+        self.positions.clear();
+        self.positions.extend_from_slice(positions);
         let half = self.frequencies.len();
-        for (t, turns) in self.turns[..n_tokens * half].chunks_mut(half).enumerate() {
+        for (&position, turns) in positions.iter().zip(self.turns[..positions.len() * half].chunks_mut(half)) {
             for (turn, frequency) in turns.iter_mut().zip(&self.frequencies) {
-                let angle = f64::from((first + t) as f32 * frequency);
+                let angle = f64::from(position as f32 * frequency);
                 *turn = (libm::cos(angle) as f32, libm::sin(angle) as f32);
             }
         }
     }
 
-    /// Turns the first `n_heads` heads of each of `n_tokens` rows.
+    /// Turns the first `n_heads` heads of the rows that it was prepared for.
     ///
     /// # Panics
-    /// When more tokens are given than were prepared for.
-    pub fn apply(&self, pool: &mut Pool, x: &mut Buffer, n_tokens: usize, n_heads: usize, head_dim: usize) {
+    /// When there are fewer rows.
+    pub fn apply(&self, pool: &mut Pool, x: &mut Buffer, n_heads: usize, head_dim: usize) {
+        let n_tokens = self.positions.len();
         let half = self.frequencies.len();
         let stride = x.stride();
         let rows = rows_per_task(pool, n_tokens);

@@ -1,0 +1,340 @@
+//! A model at work for any number of texts: tokens go in, logits come out.
+//!
+//! An [`Engine`] owns what a forward pass needs (kernels, threads, activations), a [`Sequence`] what a text needs (keys and
+//! values, a position). A [`step`](Engine::step) takes tokens of any number of sequences, whole prompts and single tokens
+//! alike, and reads the weights once for all of them. Sequences come and go between steps, and each gets the bits that it
+//! would get alone.
+//!
+//! ```no_run
+//! # use tidbit_runtime::engine::{Engine, EngineOptions, Feed};
+//! # use tidbit_runtime::error::SessionError;
+//! # use tidbit_runtime::model::Model;
+//! # use tidbit_runtime::sequence::{Sequence, SequenceOptions};
+//! # fn example(model: &Model, system_prompt: &[u32], questions: &[Vec<u32>]) -> Result<(), SessionError> {
+//! let mut engine = Engine::new(model, &EngineOptions::default())?;
+//! let mut start = Sequence::new(model, &SequenceOptions::default())?;
+//! engine.step(&mut [Feed::new(&mut start, system_prompt)])?;
+//! // All begin with the same tokens, which are neither computed nor kept again.
+//! let mut texts = questions.iter().map(|_| start.fork()).collect::<Result<Vec<_>, _>>()?;
+//! let mut feeds: Vec<_> = texts.iter_mut().zip(questions).map(|(text, ids)| Feed::new(text, ids)).collect();
+//! let logits = engine.step(&mut feeds)?;
+//! for text in 0..logits.len() {
+//!     println!("{:?}", logits.row(text));
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+#![forbid(unsafe_code)]
+
+use crate::backend::{Backend, Cpu, Part};
+use crate::error::SessionError;
+use crate::forward::{self, Activations, Batch};
+use crate::kernels::{self, Kernels};
+use crate::model::Model;
+use crate::ops::Buffer;
+use crate::sequence::Sequence;
+use crate::threads::{MAX_THREADS, available_cores};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Tokens that run through the model together, unless told otherwise.
+///
+/// Each batch reads all weights once, so the batch must be large enough for that to vanish beside the arithmetic, and small
+/// enough for its activations to stay in the second-level cache.
+pub const MAX_BATCH: usize = 128;
+
+/// Rows of logits computed together when all are wanted: bounds that memory to 16 vocabularies.
+const LOGIT_ROWS: usize = 16;
+
+/// How an engine is made.
+#[derive(Clone, Debug, Default)]
+pub struct EngineOptions {
+    /// Threads, the caller's included; one per available core when `None`.
+    pub threads: Option<usize>,
+    /// Tokens that run together at most, at least 1; [`MAX_BATCH`] when `None`. Others of a step run after them.
+    pub max_batch: Option<usize>,
+}
+
+/// What runs texts of one model. It belongs to one thread at a time.
+pub struct Engine {
+    model: Model,
+    backend: Cpu,
+    acts: Activations<Cpu>,
+    /// What the head takes and gives, for the tokens whose logits are wanted: `[rows, d_model]` and `[rows, vocab_size]`.
+    finished: Buffer,
+    logits: Buffer,
+    /// The tokens of a batch and their positions.
+    ids: Vec<u32>,
+    positions: Vec<usize>,
+    max_batch: usize,
+    cancel: Arc<AtomicBool>,
+}
+
+/// Tokens that a sequence takes part in a step with.
+pub struct Feed<'a> {
+    sequence: &'a mut Sequence,
+    ids: &'a [u32],
+    n_logits: usize,
+    /// Those of the tokens that are in the batch at hand, and the row of the batch where they begin.
+    now: Range<usize>,
+    row: usize,
+}
+
+impl<'a> Feed<'a> {
+    /// Appends `ids`; logits after the last of them.
+    pub fn new(sequence: &'a mut Sequence, ids: &'a [u32]) -> Self {
+        Self { sequence, ids, n_logits: 1, now: 0..0, row: 0 }
+    }
+
+    /// Logits after the last `n` tokens, perhaps none.
+    #[must_use]
+    pub fn with_logits(self, n: usize) -> Self {
+        Self { n_logits: n, ..self }
+    }
+
+    fn check(&self, model: &Model) -> Result<(), SessionError> {
+        let (spec, context) = (model.spec(), self.sequence.context());
+        if !self.sequence.model().is(model) {
+            return Err(SessionError::OtherModel {
+                found: self.sequence.model().file().path().to_owned(),
+                expected: model.file().path().to_owned(),
+            });
+        }
+        if self.ids.is_empty() {
+            return Err(SessionError::EmptyPrompt);
+        }
+        if self.ids.len() > context - self.sequence.position() {
+            return Err(SessionError::ContextFull {
+                needed: self.sequence.position().saturating_add(self.ids.len()),
+                context,
+            });
+        }
+        if let Some(&id) = self.ids.iter().find(|&&id| id as usize >= spec.vocab_size) {
+            return Err(SessionError::Token { id, vocab_size: spec.vocab_size });
+        }
+        if self.n_logits > self.ids.len() {
+            return Err(SessionError::LogitRows { asked: self.n_logits, most: self.ids.len() });
+        }
+        Ok(())
+    }
+
+    /// Those of its tokens in the batch whose logits are wanted.
+    fn wanted(&self) -> Range<usize> {
+        (self.ids.len() - self.n_logits).clamp(self.now.start, self.now.end)..self.now.end
+    }
+
+    /// Where the tokens `tokens` of the batch at hand stand in it.
+    fn rows(&self, tokens: &Range<usize>) -> Range<usize> {
+        let row = |token| self.row + token - self.now.start;
+        row(tokens.start)..row(tokens.end)
+    }
+
+    /// Its tokens in the batch, as the backend takes them.
+    fn part(&mut self) -> Part<'_> {
+        let first = self.sequence.position();
+        Part { cache: &mut self.sequence.cache, positions: first..first + self.now.len(), row: self.row }
+    }
+}
+
+/// Logits after some tokens, a row `[vocab_size]` for each.
+#[derive(Clone, Copy)]
+pub struct Logits<'a> {
+    rows: &'a Buffer,
+    n: usize,
+}
+
+impl<'a> Logits<'a> {
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        self.n
+    }
+
+    /// Whether none were wanted.
+    pub fn is_empty(&self) -> bool {
+        self.n == 0
+    }
+
+    /// Row `row`.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        assert!(row < self.n, "row {row} of {} logits", self.n);
+        self.rows.row(row)
+    }
+}
+
+impl Engine {
+    /// An engine for texts of `model`.
+    ///
+    /// # Errors
+    /// When an option is out of range, or memory or threads cannot be had.
+    pub fn new(model: &Model, options: &EngineOptions) -> Result<Self, SessionError> {
+        let spec = model.spec();
+        let threads = options.threads.unwrap_or_else(available_cores);
+        if threads == 0 || threads > MAX_THREADS {
+            return Err(SessionError::Threads { asked: threads, most: MAX_THREADS });
+        }
+        let max_batch = options.max_batch.unwrap_or(MAX_BATCH).max(1);
+        let backend = Cpu::new(kernels::active()?, threads, spec, max_batch)?;
+        Ok(Self {
+            acts: Activations::new(&backend, spec, max_batch)?,
+            finished: backend.buffer(1, spec.d_model)?,
+            logits: backend.buffer(1, spec.vocab_size)?,
+            ids: Vec::with_capacity(max_batch),
+            positions: Vec::with_capacity(max_batch),
+            model: model.clone(),
+            backend,
+            max_batch,
+            cancel: Arc::default(),
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Threads in use.
+    pub fn threads(&self) -> usize {
+        self.backend.n_threads()
+    }
+
+    /// The kernels in use.
+    pub fn kernels(&self) -> Kernels {
+        self.backend.kernels()
+    }
+
+    /// Tokens that run together at most.
+    pub fn max_batch(&self) -> usize {
+        self.max_batch
+    }
+
+    /// Bytes of scratch memory.
+    pub fn scratch_bytes(&self) -> usize {
+        Activations::<Cpu>::elements(self.model.spec(), self.max_batch) * 4
+            + self.backend.scratch_bytes()
+            + self.finished.bytes()
+            + self.logits.bytes()
+    }
+
+    /// Setting it stops a running [`step`](Self::step) before its next block. It stays set until the caller clears it.
+    pub fn cancel_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.cancel)
+    }
+
+    /// Runs the tokens of all feeds and returns the logits that they want, feed by feed: without further ado row `i` is
+    /// what comes after feed `i`. Sequences that want many tokens and such that want one may be mixed; the weights are
+    /// read once for every [`max_batch`](Self::max_batch) tokens.
+    ///
+    /// # Errors
+    /// When a feed has no token, or one outside the vocabulary, or more than its context holds, or is a text of another
+    /// model; when more logits are wanted than run together; when memory cannot be had: nothing has changed then, for any
+    /// of them. And when it was cancelled: the batches that were finished count.
+    pub fn step(&mut self, feeds: &mut [Feed<'_>]) -> Result<Logits<'_>, SessionError> {
+        let n = feeds.iter().try_fold(0usize, |sum, feed| sum.checked_add(feed.n_logits)).unwrap_or(usize::MAX);
+        if n > self.max_batch {
+            return Err(SessionError::LogitRows { asked: n, most: self.max_batch });
+        }
+        self.reserve_logits(n)?;
+        let mut at = 0;
+        self.run(feeds, |engine, feed| {
+            let wanted = feed.wanted();
+            if !wanted.is_empty() {
+                let out = (&mut engine.finished, at);
+                forward::finish(&mut engine.backend, &engine.model, &engine.acts, feed.rows(&wanted), out);
+                at += wanted.len();
+            }
+        })?;
+        if n > 0 {
+            forward::logits(&mut self.backend, &self.model, (&self.finished, n), &mut self.logits);
+        }
+        Ok(Logits { rows: &self.logits, n })
+    }
+
+    /// Runs `ids` and calls `visit(i, logits)` with the logits `[vocab_size]` after each of them, in order.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn each(
+        &mut self,
+        sequence: &mut Sequence,
+        ids: &[u32],
+        mut visit: impl FnMut(usize, &[f32]),
+    ) -> Result<(), SessionError> {
+        self.reserve_logits(LOGIT_ROWS.min(ids.len()))?;
+        self.run(&mut [Feed::new(sequence, ids)], |engine, feed| {
+            for first in feed.now.clone().step_by(LOGIT_ROWS) {
+                let tokens = first..(first + LOGIT_ROWS).min(feed.now.end);
+                let out = (&mut engine.finished, 0);
+                forward::finish(&mut engine.backend, &engine.model, &engine.acts, feed.rows(&tokens), out);
+                let finished = (&engine.finished, tokens.len());
+                forward::logits(&mut engine.backend, &engine.model, finished, &mut engine.logits);
+                tokens.enumerate().for_each(|(row, token)| visit(token, engine.logits.row(row)));
+            }
+        })
+    }
+
+    /// Room for `n` rows of logits; kept, so that it is taken once.
+    fn reserve_logits(&mut self, n: usize) -> Result<(), SessionError> {
+        if self.logits.max_rows() < n {
+            let spec = self.model.spec();
+            self.finished = self.backend.buffer(n, spec.d_model)?;
+            self.logits = self.backend.buffer(n, spec.vocab_size)?;
+        }
+        Ok(())
+    }
+
+    /// Runs all feeds in batches, and after each batch calls `after(self, feed)` for every feed that had tokens in it.
+    fn run(&mut self, feeds: &mut [Feed<'_>], mut after: impl FnMut(&mut Self, &Feed<'_>)) -> Result<(), SessionError> {
+        feeds.iter().try_for_each(|feed| feed.check(&self.model))?;
+        for feed in &mut *feeds {
+            let first = feed.sequence.position();
+            self.backend.reserve(&mut feed.sequence.cache, first..first + feed.ids.len())?;
+        }
+        let mut rest = feeds;
+        while !rest.is_empty() {
+            let n_feeds = self.fill_batch(rest);
+            self.forward(&mut rest[..n_feeds])?;
+            for feed in &mut rest[..n_feeds] {
+                feed.sequence.advance(feed.now.len());
+                after(self, feed);
+            }
+            let n_done = rest.iter().take_while(|feed| feed.now.end == feed.ids.len()).count();
+            rest = &mut rest[n_done..];
+        }
+        Ok(())
+    }
+
+    /// Fills a batch with the tokens that come next; how many feeds have some in it.
+    fn fill_batch(&mut self, feeds: &mut [Feed<'_>]) -> usize {
+        self.ids.clear();
+        self.positions.clear();
+        for (i, feed) in feeds.iter_mut().enumerate() {
+            let (start, row) = (feed.now.end, self.ids.len());
+            let n = (feed.ids.len() - start).min(self.max_batch - row);
+            if n == 0 {
+                return i;
+            }
+            (feed.now, feed.row) = (start..start + n, row);
+            self.ids.extend_from_slice(&feed.ids[start..start + n]);
+            let first = feed.sequence.position();
+            self.positions.extend(first..first + n);
+        }
+        feeds.len()
+    }
+
+    /// Runs the batch that was filled from `feeds`.
+    fn forward(&mut self, feeds: &mut [Feed<'_>]) -> Result<(), SessionError> {
+        let Self { backend, model, acts, ids, positions, cancel, .. } = self;
+        let mut run =
+            |parts: &mut [Part<'_>]| forward::forward(backend, model, acts, Batch { ids, positions, parts }, cancel);
+        match feeds {
+            // The usual case, and it allocates nothing.
+            [feed] => run(&mut [feed.part()]),
+            feeds => run(&mut feeds.iter_mut().map(Feed::part).collect::<Vec<_>>()),
+        }
+    }
+}

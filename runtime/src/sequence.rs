@@ -1,0 +1,85 @@
+//! One text in progress: its keys and values, and how far it is.
+
+#![forbid(unsafe_code)]
+
+use crate::error::SessionError;
+use crate::kv_cache::{self, CacheType, KvCache};
+use crate::model::Model;
+
+/// How a sequence is made.
+#[derive(Clone, Debug, Default)]
+pub struct SequenceOptions {
+    /// Tokens the cache holds; the model's own context length when `None`.
+    pub context: Option<usize>,
+    /// How the cache keeps its numbers; when `None`, in f32 for a model whose weights are all f32, in f16 for others.
+    pub cache_type: Option<CacheType>,
+}
+
+/// One text in progress. It is nothing but memory: an [`Engine`](crate::engine::Engine) of the same model runs it.
+pub struct Sequence {
+    model: Model,
+    pub(crate) cache: KvCache,
+    context: usize,
+    position: usize,
+}
+
+impl Sequence {
+    /// An empty text.
+    ///
+    /// # Errors
+    /// When the context is out of range, or its memory cannot be had.
+    pub fn new(model: &Model, options: &SequenceOptions) -> Result<Self, SessionError> {
+        let spec = model.spec();
+        let context = options.context.unwrap_or(spec.context_length);
+        if context == 0 || context > spec.context_length {
+            return Err(SessionError::Context { asked: context, most: spec.context_length });
+        }
+        let cache_type = options.cache_type.unwrap_or_else(|| kv_cache::default_type(model.file()));
+        Ok(Self { cache: KvCache::new(spec, cache_type, context)?, model: model.clone(), context, position: 0 })
+    }
+
+    /// Another text that begins with all tokens of this one. The pages that these fill are shared, not copied; each text
+    /// goes its own way from there.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn fork(&self) -> Result<Self, SessionError> {
+        let cache = self.cache.fork(self.position)?;
+        Ok(Self { model: self.model.clone(), cache, context: self.context, position: self.position })
+    }
+
+    /// The model that it is a text of.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Tokens the cache holds.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Tokens in the cache.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Forgets all tokens from `position` on.
+    pub fn rewind(&mut self, position: usize) {
+        self.position = self.position.min(position);
+    }
+
+    /// Bytes of the cache when it is full, those it shares included.
+    pub fn cache_bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
+    /// Bytes of the cache that another sequence has too.
+    pub fn shared_bytes(&self) -> usize {
+        self.cache.shared_bytes()
+    }
+
+    /// `n` more tokens are in the cache.
+    pub(crate) fn advance(&mut self, n: usize) {
+        self.position += n;
+    }
+}
