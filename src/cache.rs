@@ -1,24 +1,38 @@
-//! Models that `run` converted itself: kept in the user's cache folder under a name that says what
-//! they were made from, so that a changed checkpoint or converter makes a new one.
+//! Models that `run` converted itself, kept in the user's cache folder.
+//!
+//! A checkpoint is known by its folder, and its state by names, sizes and times of the files that could matter: reading
+//! gigabytes at every start to hash them would take longer than the run. On Unix the times include the one of the last
+//! change of content *or* attributes, which no program can set back, so a file that is replaced, edited or
+//! restored with its old date makes a new model; one that changes while it is converted is noticed, because the state is taken
+//! before and after. Elsewhere a file of the same size whose date was set back goes unnoticed.
+//!
+//! There is one model for each folder: a new one removes its predecessor. Whatever was not run for [`KEPT`] is removed
+//! when something is converted.
 
 use crate::failure::Hint;
 use crate::interrupt::Catch;
 use crate::output::note;
 use crate::progress::Conversion;
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use etcetera::BaseStrategy;
 use sha2::{Digest, Sha256};
-use std::fs::File;
-use std::io::{BufReader, Read};
+use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, SystemTime};
 use tidbit_convert::{Checkpoint, Options};
 use tidbit_runtime::format::{self, ModelFile};
 use tidbit_runtime::quant::{QuantType, TILE_ID};
 
 /// How `run` stores the checkpoints that it converts.
 const QUANT: QuantType = QuantType::Q8;
+
+/// How long a model is kept that is not run.
+const KEPT: Duration = Duration::from_hours(30 * 24);
+
+/// Kinds of files that a conversion may read.
+const EXTENSIONS: [&str; 4] = ["bin", "json", "safetensors", "txt"];
 
 /// The model file of `path`: itself, or the converted one when `path` is the folder of a checkpoint.
 ///
@@ -28,19 +42,30 @@ pub(crate) fn model_file(path: &Path) -> anyhow::Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.into());
     }
-    let checkpoint = Checkpoint::open(path)?;
-    let cached = folder()?.join(file_name(path, &checkpoint)?);
+    let name = Name::of(path)?;
+    let cache = folder()?;
+    let cached = cache.join(name.full());
     if cached.exists() {
         match ModelFile::open(&cached) {
-            Ok(_) => return Ok(cached),
+            Ok(_) => {
+                mark_as_used(&cached);
+                return Ok(cached);
+            }
             Err(error) => note(format_args!("note: converting again: {error}")),
         }
     }
-    convert(path, &checkpoint, &cached)?;
+    convert(path, &cached)?;
+    if Name::of(path)?.state != name.state {
+        // What was read may be partly old and partly new.
+        let _ = std::fs::remove_file(&cached);
+        bail!("{}: a file changed while it was converted", path.display());
+    }
+    clean(&cache, &name);
     Ok(cached)
 }
 
-fn convert(source: &Path, checkpoint: &Checkpoint, cached: &Path) -> anyhow::Result<()> {
+fn convert(source: &Path, cached: &Path) -> anyhow::Result<()> {
+    let checkpoint = Checkpoint::open(source)?;
     note(format_args!("converting {} to {QUANT}, kept as {}", source.display(), cached.display()));
     for warning in checkpoint.warnings() {
         note(format_args!("warning: {warning}"));
@@ -52,7 +77,7 @@ fn convert(source: &Path, checkpoint: &Checkpoint, cached: &Path) -> anyhow::Res
     let cancel = Arc::new(AtomicBool::new(false));
     let _caught = Catch::new(Arc::clone(&cancel))?;
     let options = Options { quant: QUANT, cancel: Some(cancel) };
-    tidbit_convert::convert(checkpoint, cached, &options, &mut Conversion::default())?;
+    tidbit_convert::convert(&checkpoint, cached, &options, &mut Conversion::default())?;
     Ok(())
 }
 
@@ -66,34 +91,140 @@ fn folder() -> anyhow::Result<PathBuf> {
     Ok(base.cache_dir().join("tidbit"))
 }
 
-/// Name of the folder, quant type, and a hash over all that decides the file's content.
-fn file_name(source: &Path, checkpoint: &Checkpoint) -> anyhow::Result<String> {
-    let mut hasher = Sha256::new();
-    for part in [env!("CARGO_PKG_VERSION"), format::VERSION, TILE_ID, QUANT.name()] {
-        hasher.update(part.as_bytes());
-        hasher.update([0]);
-    }
-    for file in checkpoint.files() {
-        hash_file(&mut hasher, file).map_err(|e| anyhow!("{}: {e}", file.display()))?;
-    }
-    let key = format::header::hex(&hasher.finalize());
-    let folder = std::path::absolute(source).ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
-    Ok(format!("{}-{QUANT}-{}.tidbit", folder.as_deref().unwrap_or("model"), &key[..16]))
+/// What a kept model is called: `FOLDER-QUANT-PLACE-STATE.tidbit`.
+struct Name {
+    /// Name of the checkpoint's folder, for people.
+    folder: String,
+    /// Hash of the folder's path.
+    place: String,
+    /// Hash of all that decides the model's content.
+    state: String,
 }
 
-/// Adds a file's name, length and content.
-fn hash_file(hasher: &mut Sha256, path: &Path) -> std::io::Result<()> {
-    let file = File::open(path)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    hasher.update(name.as_bytes());
-    hasher.update([0]);
-    hasher.update(file.metadata()?.len().to_le_bytes());
-    let mut reader = BufReader::with_capacity(1 << 20, file);
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match reader.read(&mut buffer)? {
-            0 => return Ok(()),
-            n => hasher.update(&buffer[..n]),
+/// Hexadecimal digits of a hash in a name.
+const DIGITS: usize = 16;
+
+impl Name {
+    fn of(source: &Path) -> anyhow::Result<Self> {
+        let error = |e: std::io::Error| anyhow!("{}: {e}", source.display());
+        let absolute = source.canonicalize().map_err(error)?;
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(source).map_err(error)? {
+            let path = entry.map_err(error)?.path();
+            let known = path.extension().is_some_and(|e| EXTENSIONS.iter().any(|known| e.eq_ignore_ascii_case(known)));
+            // Follows links, as a download of a model hub has them. A broken one may be an unused one.
+            if known && let Ok(about) = path.metadata() {
+                files.push((path.file_name().unwrap_or_default().as_encoded_bytes().to_vec(), state_of(&about)));
+            }
+        }
+        files.sort();
+        let mut state = Sha256::new();
+        for part in [env!("CARGO_PKG_VERSION"), format::VERSION, TILE_ID, QUANT.name()] {
+            state.update(part.as_bytes());
+            state.update([0]);
+        }
+        for (name, numbers) in &files {
+            state.update((name.len() as u64).to_le_bytes());
+            state.update(name);
+            numbers.iter().for_each(|n| state.update(n.to_le_bytes()));
+        }
+        let digits = |hasher: Sha256| format::header::hex(&hasher.finalize())[..DIGITS].to_owned();
+        let place = Sha256::new_with_prefix(absolute.as_os_str().as_encoded_bytes());
+        let folder = absolute.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
+        Ok(Self { folder, place: digits(place), state: digits(state) })
+    }
+
+    fn full(&self) -> String {
+        format!("{}-{QUANT}-{}-{}.tidbit", self.folder, self.place, self.state)
+    }
+
+    /// The place and state in the name of a file that this module made; `None` for any other file.
+    fn parse(file: &str) -> Option<(&str, &str)> {
+        let hash = |text: &str| text.len() == DIGITS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let (rest, state) = file.strip_suffix(".tidbit")?.rsplit_once('-')?;
+        let (rest, place) = rest.rsplit_once('-')?;
+        let (_, quant) = rest.rsplit_once('-')?;
+        (hash(state) && hash(place) && QuantType::from_name(quant).is_some()).then_some((place, state))
+    }
+}
+
+/// Size and times of a file; its number and the time of its last change where the system has them.
+fn state_of(about: &Metadata) -> Vec<u64> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        let times = [about.mtime(), about.mtime_nsec(), about.ctime(), about.ctime_nsec()];
+        [about.size(), about.ino()].into_iter().chain(times.map(i64::cast_unsigned)).collect()
+    }
+    #[cfg(not(unix))]
+    {
+        let since = about.modified().ok().and_then(|t| t.duration_since(SystemTime::UNIX_EPOCH).ok());
+        vec![about.len(), since.map_or(0, |t| t.as_nanos() as u64)]
+    }
+}
+
+/// The time of a model's last run is the file's date. It only decides when it is removed, so a read-only cache is fine.
+fn mark_as_used(cached: &Path) {
+    if let Ok(file) = std::fs::File::open(cached) {
+        let _ = file.set_modified(SystemTime::now());
+    }
+}
+
+/// Removes other models of the same checkpoint, and those that were not run for long. Nothing depends on it, so what
+/// cannot be removed stays. A model in use stays readable on Unix and cannot be removed elsewhere.
+fn clean(cache: &Path, new: &Name) {
+    for entry in std::fs::read_dir(cache).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some((place, state)) = name.to_str().and_then(Name::parse) else { continue };
+        let replaced = place == new.place && state != new.state;
+        let modified = entry.metadata().and_then(|about| about.modified());
+        let unused = modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > KEPT));
+        if replaced || unused {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_made_here_are_taken_for_kept_models() {
+        let name = Name { folder: "a-b".into(), place: "0123456789abcdef".into(), state: "f".repeat(16) };
+        assert_eq!(Name::parse(&name.full()), Some(("0123456789abcdef", "ffffffffffffffff")));
+        for other in [
+            "a.tidbit",
+            "a-q8.tidbit",
+            "gpt2-q8-0123456789abcdef.tidbit",
+            "a-q8-0123456789abcdeF-ffffffffffffffff.tidbit",
+        ] {
+            assert_eq!(Name::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn the_state_changes_with_every_file_that_matters() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = || Name::of(folder.path()).unwrap().state;
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write("config.json", "{}");
+        let first = state();
+        assert_eq!(state(), first);
+        write("log.tsv", "unrelated");
+        assert_eq!(state(), first);
+        write("tokenizer.json", "{}");
+        let second = state();
+        assert_ne!(second, first);
+        // The same size, and the old date.
+        let path = folder.path().join("config.json");
+        let date = path.metadata().unwrap().modified().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        write("config.json", "[]");
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(date).unwrap();
+        assert_eq!(path.metadata().unwrap().modified().unwrap(), date);
+        if cfg!(unix) {
+            assert_ne!(state(), second);
         }
     }
 }

@@ -115,6 +115,9 @@ pub(crate) struct RunArgs {
     /// Guess with a smaller model (file or folder) that has the same vocabulary; the text stays the same.
     #[arg(long, value_name = "MODEL")]
     pub(crate) draft: Option<PathBuf>,
+    /// Read the whole model into memory first, and keep the system from taking it out again.
+    #[arg(long)]
+    pub(crate) mlock: bool,
     /// Print no statistics.
     #[arg(long)]
     pub(crate) quiet: bool,

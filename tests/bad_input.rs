@@ -258,7 +258,7 @@ fn tokenizer_of_a_model_that_does_not_match_its_vocabulary() {
     let folder = scratch();
     let (mut spec, mut records) = records();
     let damaged = write(folder.path(), "damaged.tidbit", &forged(&spec, &records));
-    fails(tidbit(["run", "-p", "a"]).arg(&damaged), 1, &["damaged.tidbit", "tokenizer.json"]);
+    fails(tidbit(["run", "-p", "a"]).arg(&damaged), 1, &["damaged.tidbit", "tokenizer"]);
 
     spec.vocab_size = 8000;
     for (name, record) in &mut records {
@@ -267,12 +267,12 @@ fn tokenizer_of_a_model_that_does_not_match_its_vocabulary() {
         }
     }
     let mut bytes = forged(&spec, &records);
-    assert_eq!(records.last().unwrap().0, "tokenizer.json", "the last in the file, as the names are sorted");
-    let json = ModelFile::open(&model()).unwrap().tokenizer_json().unwrap();
-    let at = bytes.len() - json.len().next_multiple_of(64);
-    bytes[at..at + json.len()].copy_from_slice(&json);
+    let (name, tokenizer) = ModelFile::open(&model()).unwrap().tokenizer().unwrap();
+    assert_eq!(records.last().unwrap().0, name, "the last in the file, as the names are sorted");
+    let at = bytes.len() - tokenizer.len().next_multiple_of(64);
+    bytes[at..at + tokenizer.len()].copy_from_slice(&tokenizer);
     let path = write(folder.path(), "other.tidbit", &bytes);
-    fails(tidbit(["run", "-p", "a"]).arg(&path), 1, &["other.tidbit", "tokenizer.json", "8191", "8000"]);
+    fails(tidbit(["run", "-p", "a"]).arg(&path), 1, &["other.tidbit", "tokenizer", "8191", "8000"]);
     fails(tidbit(["perplexity"]).arg(&path).arg(checkpoint().join("config.json")), 1, &["8191", "8000"]);
 }
 

@@ -4,6 +4,7 @@ mod cli_support;
 
 use cli_support::{checkpoint, copy_folder, fails, json, model, names, run, scratch, succeeds, tidbit};
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 const PROMPT: &str = "Once upon a time";
@@ -148,10 +149,11 @@ fn a_checkpoint_is_converted_once_and_kept() {
     let source = folder.path().join("mini");
     let cache = folder.path().join("cache");
     copy_folder(&checkpoint(), &source);
-    let run = || {
+    let run_on = |source: &Path| {
         let mut command = tidbit(["run", "-p", PROMPT, "--temperature", "0", "-n", "24"]);
-        succeeds(command.arg(&source).env("TIDBIT_CACHE", &cache))
+        succeeds(command.arg(source).env("TIDBIT_CACHE", &cache))
     };
+    let run = || run_on(&source);
     let first = run();
     assert!(first.stderr.contains("converting"), "{}", first.stderr);
     assert_eq!(first.stdout, greedy(&[]));
@@ -166,11 +168,31 @@ fn a_checkpoint_is_converted_once_and_kept() {
     assert!(run().stderr.contains("converting again"));
     assert_eq!(std::fs::read(&kept).unwrap(), std::fs::read(model()).unwrap());
 
-    // A checkpoint that changed is another model.
+    // A checkpoint that changed is another model, which replaces the first. Other files are left alone.
+    std::fs::write(cache.join("mine.tidbit"), "").unwrap();
     let config = std::fs::read_to_string(source.join("config.json")).unwrap();
     std::fs::write(source.join("config.json"), config + "\n").unwrap();
     assert!(run().stderr.contains("converting"));
     assert_eq!(names(&cache).len(), 2);
+    assert!(!kept.exists() && cache.join("mine.tidbit").exists());
+
+    // A copy is another checkpoint. Whatever was not run for a month goes.
+    let copy = folder.path().join("copy");
+    copy_folder(&source, &copy);
+    let month_old = || {
+        let date = std::time::SystemTime::now() - std::time::Duration::from_secs(31 * 24 * 3600);
+        for name in names(&cache) {
+            std::fs::File::options().write(true).open(cache.join(name)).unwrap().set_modified(date).unwrap();
+        }
+    };
+    month_old();
+    run();
+    run_on(&copy);
+    assert_eq!(names(&cache).len(), 3, "the first was run again: {:?}", names(&cache));
+    month_old();
+    std::fs::write(copy.join("config.json"), std::fs::read(source.join("config.json")).unwrap()).unwrap();
+    run_on(&copy);
+    assert_eq!(names(&cache).len(), 2, "the new one, and the file that is not ours: {:?}", names(&cache));
 }
 
 #[test]

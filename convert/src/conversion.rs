@@ -7,8 +7,9 @@ use crate::mapping::{self, Mapping};
 use crate::plan::{NO_HASH, Plan};
 use crate::random::RandomRows;
 use crate::rows::{Rows, SourceRows, decode};
+use crate::tokenizer::{self, StoredTokenizer};
 use crate::writer::{self, Job};
-use crate::{Cancel, Options, Progress, Report, tokenizer};
+use crate::{Cancel, Options, Progress, Report};
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::io::Read as _;
@@ -26,7 +27,7 @@ pub struct Checkpoint {
     described: Described,
     weights: Weights,
     mapping: Mapping,
-    tokenizer: Option<Vec<u8>>,
+    tokenizer: Option<StoredTokenizer>,
     files: Vec<PathBuf>,
     sources: Vec<SourceFile>,
     warnings: Vec<String>,
@@ -49,7 +50,11 @@ impl Checkpoint {
             let names = described.left.unknown.join(", ");
             warnings.push(format!("{}: unknown fields are ignored: {names}", layout.config.display()));
         }
-        if tokenizer.json.is_none() {
+        if let Some(reason) = tokenizer.tokenizer.as_ref().and_then(|t| t.kept.as_ref()) {
+            let folder = layout.folder.display();
+            warnings.push(format!("{folder}: the tokenizer is stored as JSON, which starts slower: {reason}"));
+        }
+        if tokenizer.tokenizer.is_none() {
             let folder = layout.folder.display();
             warnings.push(format!(
                 "{folder}: no tokenizer.json, nor vocab.json and merges.txt: the model will not take text"
@@ -60,7 +65,7 @@ impl Checkpoint {
         files.extend(weights.files.iter().cloned());
         files.extend(tokenizer.files);
         let sources = files.iter().map(|path| unhashed(path)).collect::<Result<_, _>>()?;
-        Ok(Self { described, weights, mapping, tokenizer: tokenizer.json, files, sources, warnings })
+        Ok(Self { described, weights, mapping, tokenizer: tokenizer.tokenizer, files, sources, warnings })
     }
 
     /// The architecture.
@@ -74,8 +79,7 @@ impl Checkpoint {
     /// When a size overflows.
     pub fn plan(&self, quant: QuantType) -> Result<Plan, ConvertError> {
         let source_bytes: Vec<u64> = self.mapping.tensors.iter().map(|t| t.source.bytes().unwrap_or(0)).collect();
-        let tokenizer = self.tokenizer.as_ref().map(Vec::len);
-        Plan::new(self.spec(), quant, &source_bytes, tokenizer, &self.sources)
+        Plan::new(self.spec(), quant, &source_bytes, self.tokenizer.as_ref(), &self.sources)
             .map_err(|e| ConvertError::container(self.files.first().map_or(Path::new(""), |p| p), e))
     }
 
@@ -163,7 +167,7 @@ pub fn convert(
     let job = Job {
         spec: checkpoint.spec(),
         plan: &plan,
-        tokenizer: checkpoint.tokenizer.as_deref(),
+        tokenizer: checkpoint.tokenizer.as_ref(),
         sources: checkpoint.sources.clone(),
         cancel,
     };
@@ -222,11 +226,13 @@ pub fn write_random(
     spec.validate().map_err(error)?;
     writer::check_output(output, std::iter::empty())?;
     let tensors = spec.tensors();
-    let plan = Plan::new(spec, quant, &vec![0; tensors.len()], tokenizer_json.map(<[u8]>::len), &[]).map_err(error)?;
+    let tokenizer = tokenizer_json.map(|json| StoredTokenizer::new(json.to_vec()));
+    let plan = Plan::new(spec, quant, &vec![0; tensors.len()], tokenizer.as_ref(), &[]).map_err(error)?;
     let mut produce = |i: usize| -> Result<Box<dyn Rows>, ConvertError> {
         Ok(Box::new(RandomRows::new(seed, i, tensors[i].role, &tensors[i].name)))
     };
-    let job = Job { spec, plan: &plan, tokenizer: tokenizer_json, sources: Vec::new(), cancel: Cancel(None) };
+    let tokenizer = tokenizer.as_ref();
+    let job = Job { spec, plan: &plan, tokenizer, sources: Vec::new(), cancel: Cancel(None) };
     let file_bytes = writer::write(job, output, &mut (), &mut produce, || Ok(Vec::new()))?;
     Ok(Report { plan, file_bytes })
 }

@@ -1,6 +1,7 @@
 //! What a conversion will write: the stored type and size of every tensor, before any weight is read.
 
-use tidbit_runtime::format::{Provenance, SourceFile, Stored, TOKENIZER, TensorRecord, header};
+use crate::tokenizer::StoredTokenizer;
+use tidbit_runtime::format::{Provenance, SourceFile, Stored, TensorRecord, header};
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::spec::{Role, Spec};
 
@@ -63,7 +64,7 @@ impl Plan {
         Self::new(spec, quant, &vec![0; spec.tensors().len()], None, &[])
     }
 
-    /// Plans a file. `source_bytes` has one entry per tensor of the spec; `tokenizer` is its length.
+    /// Plans a file. `source_bytes` has one entry per tensor of the spec.
     ///
     /// # Errors
     /// A message when a size overflows.
@@ -71,7 +72,7 @@ impl Plan {
         spec: &Spec,
         quant: QuantType,
         source_bytes: &[u64],
-        tokenizer: Option<usize>,
+        tokenizer: Option<&StoredTokenizer>,
         sources: &[SourceFile],
     ) -> Result<Self, String> {
         let mut plan = Self {
@@ -93,8 +94,9 @@ impl Plan {
             bytes_of_tensors += bytes;
             plan.tensors.push(PlannedTensor { name: decl.name, shape: decl.shape, stored, bytes, source_bytes });
         }
-        if let Some(length) = tokenizer {
-            plan.tokenizer_bytes = Stored::Bytes.bytes(&[length]).ok_or("the tokenizer's size overflows")? as u64;
+        if let Some(tokenizer) = tokenizer {
+            plan.tokenizer_bytes =
+                Stored::Bytes.bytes(&[tokenizer.bytes.len()]).ok_or("the tokenizer's size overflows")? as u64;
         }
         let header = header::encode(spec, &plan.provenance(sources.to_vec()), &plan.records(tokenizer))?;
         plan.file_bytes = header.len() as u64 + bytes_of_tensors + plan.tokenizer_bytes;
@@ -103,11 +105,11 @@ impl Plan {
     }
 
     /// The header's records, with checksums still to be filled in: as long as the final ones.
-    pub(crate) fn records(&self, tokenizer: Option<usize>) -> Vec<(String, TensorRecord)> {
+    pub(crate) fn records(&self, tokenizer: Option<&StoredTokenizer>) -> Vec<(String, TensorRecord)> {
         let record = |stored, shape| TensorRecord { stored, shape, sha256: NO_HASH.into() };
         let mut records: Vec<_> =
             self.tensors.iter().map(|t| (t.name.clone(), record(t.stored, t.shape.clone()))).collect();
-        records.extend(tokenizer.map(|length| (TOKENIZER.to_string(), record(Stored::Bytes, vec![length]))));
+        records.extend(tokenizer.map(|t| (t.name.to_string(), record(Stored::Bytes, vec![t.bytes.len()]))));
         records
     }
 

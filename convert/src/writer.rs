@@ -7,6 +7,7 @@
 use crate::error::ConvertError;
 use crate::plan::Plan;
 use crate::rows::Rows;
+use crate::tokenizer::StoredTokenizer;
 use crate::{Cancel, Progress};
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
@@ -24,7 +25,7 @@ const CHUNK: usize = 8 << 20;
 pub(crate) struct Job<'a> {
     pub(crate) spec: &'a Spec,
     pub(crate) plan: &'a Plan,
-    pub(crate) tokenizer: Option<&'a [u8]>,
+    pub(crate) tokenizer: Option<&'a StoredTokenizer>,
     /// Source files, checksums not yet known.
     pub(crate) sources: Vec<SourceFile>,
     pub(crate) cancel: Cancel<'a>,
@@ -100,7 +101,7 @@ fn write_model<W: Write + Seek>(
     let encode_header = |sources: Vec<SourceFile>, records: &[_]| {
         header::encode(spec, &plan.provenance(sources), records).map_err(|e| ConvertError::output(output, e))
     };
-    let mut records = plan.records(tokenizer.map(<[u8]>::len));
+    let mut records = plan.records(tokenizer);
     let reserved = encode_header(sources, &records)?.len() as u64;
     out.seek(SeekFrom::Start(reserved)).map_err(ConvertError::io(output))?;
 
@@ -120,9 +121,9 @@ fn write_model<W: Write + Seek>(
         }
         progress.tensor(&tensor.name, tensor.source_bytes);
     }
-    if let (Some(text), Some((_, record))) = (tokenizer, records.last_mut()) {
-        sink.put(text)?;
-        sink.put(&vec![0; plan.tokenizer_bytes as usize - text.len()])?;
+    if let (Some(StoredTokenizer { bytes, .. }), Some((_, record))) = (tokenizer, records.last_mut()) {
+        sink.put(bytes)?;
+        sink.put(&vec![0; plan.tokenizer_bytes as usize - bytes.len()])?;
         record.sha256 = sink.finish_tensor(plan.tokenizer_bytes);
     }
 

@@ -106,7 +106,7 @@ fn assert_converts(fake: &Fake) -> ModelFile {
 fn gpt2_weights_are_transposed_back() {
     let file = assert_converts(&Fake::gpt2());
     assert_eq!(file.spec().head, Head::Tied);
-    assert!(file.tokenizer_json().is_none());
+    assert!(file.tokenizer().is_none());
 }
 
 #[test]

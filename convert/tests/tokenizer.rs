@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 use std::path::Path;
 use support::*;
 use tidbit_convert::Checkpoint;
+use tidbit_runtime::format::{TOKENIZER, TOKENIZER_TABLES};
 use tidbit_runtime::quant::QuantType;
-use tokenizers::Tokenizer;
+use tidbit_runtime::tokenizer::Tokenizer;
 
 /// All 256 byte characters, `Ġt`, `he` and a special token: enough for real text.
 fn vocabulary() -> (Value, &'static str) {
@@ -36,26 +37,33 @@ fn folder(vocab_size: usize, vocab: &Value, merges: &str) -> tempfile::TempDir {
     folder
 }
 
-/// The tokenizer in the converted model.
-fn tokenizer(folder: &Path) -> Tokenizer {
+/// The tokenizer in the converted model, which has the form `name`.
+fn tokenizer(folder: &Path, name: &str) -> Tokenizer {
     let (file, _) = converted(folder, QuantType::Q8).unwrap();
-    Tokenizer::from_bytes(&*file.tokenizer_json().unwrap()).unwrap()
+    let (found, bytes) = file.tokenizer().unwrap();
+    assert_eq!(found, name);
+    if name == TOKENIZER { Tokenizer::from_json(&bytes) } else { Tokenizer::from_tables(bytes) }.unwrap()
+}
+
+/// The tokenizer in the converted model: tables.
+fn tables(folder: &Path) -> Tokenizer {
+    tokenizer(folder, TOKENIZER_TABLES)
 }
 
 fn ids(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
-    tokenizer.encode(text, false).unwrap().get_ids().to_vec()
+    tokenizer.encode(text).unwrap()
 }
 
 #[test]
 fn builds_byte_level_bpe_from_vocabulary_and_merges() {
     let (vocab, merges) = vocabulary();
     let dir = folder(260, &vocab, merges);
-    let built = tokenizer(dir.path());
+    let built = tables(dir.path());
     let id = |token: &str| vocab[token].as_u64().unwrap() as u32;
     assert_eq!(ids(&built, "x the<|endoftext|>"), [id("x"), id("Ġthe"), 0]);
     let text = "the naïve 漢字\n\ttabs  and <|endoftext|> 🦊";
-    assert_eq!(built.decode(&ids(&built, text), false).unwrap(), text);
-    assert_eq!(built.decode(&[id("h"), 0], true).unwrap(), "h", "the end of text is special");
+    assert_eq!(built.decode(&ids(&built, text)), text);
+    assert_eq!(built.decode_skip_special(&[id("h"), 0]), "h", "the end of text is special");
     let names: Vec<_> =
         Checkpoint::open(dir.path()).unwrap().files().iter().map(|p| p.file_name().unwrap().to_owned()).collect();
     assert_eq!(names, ["config.json", "model.safetensors", "vocab.json", "merges.txt"]);
@@ -65,7 +73,8 @@ fn builds_byte_level_bpe_from_vocabulary_and_merges() {
     let map = json!({ "eos_token": "<|endoftext|>", "pad_token": { "content": "<pad>", "lstrip": true } });
     fake(261).write(dir.path());
     std::fs::write(dir.path().join("special_tokens_map.json"), map.to_string()).unwrap();
-    let built = tokenizer(dir.path());
+    // It takes the spaces before it, which tables do not do.
+    let built = tokenizer(dir.path(), TOKENIZER);
     assert_eq!(ids(&built, "x the<|endoftext|>x <pad>"), [id("x"), id("Ġthe"), 0, id("x"), 260]);
 }
 
@@ -127,8 +136,8 @@ fn assert_golden(tokenizer: &Tokenizer, golden: &Path) -> usize {
         let text = case["text"].as_str().unwrap();
         let expected: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
         assert_eq!(ids(tokenizer, text), expected, "{text:?}");
-        assert_eq!(tokenizer.decode(&expected, false).unwrap(), case["decoded"].as_str().unwrap());
-        assert_eq!(tokenizer.decode(&expected, true).unwrap(), case["decoded_skip_special"].as_str().unwrap());
+        assert_eq!(tokenizer.decode(&expected), case["decoded"].as_str().unwrap());
+        assert_eq!(tokenizer.decode_skip_special(&expected), case["decoded_skip_special"].as_str().unwrap());
     }
     golden.len()
 }
@@ -147,7 +156,7 @@ fn without_json(source: &Path, vocab_size: usize, extra: &[&str]) -> tempfile::T
 fn the_built_gpt2_tokenizer_gives_the_golden_ids() {
     let Some(gpt2) = shared("tokenizers/gpt2") else { return };
     let dir = without_json(&gpt2, 50257, &[]);
-    assert_eq!(assert_golden(&tokenizer(dir.path()), &gpt2.join("tokenizer-golden.json")), 83);
+    assert_eq!(assert_golden(&tables(dir.path()), &gpt2.join("tokenizer-golden.json")), 83);
 }
 
 #[test]
@@ -156,7 +165,8 @@ fn the_built_tokenizer_of_the_minis_gives_the_golden_ids() {
     let mini = if here.exists() { Some(here) } else { shared("checkpoints/gpt2-mini") };
     let Some(mini) = mini else { return };
     let built = without_json(&mini, 8192, &["tokenizer_config.json", "special_tokens_map.json"]);
-    let (built, original) = (tokenizer(built.path()), Tokenizer::from_file(mini.join("tokenizer.json")).unwrap());
+    let (built, original) =
+        (tables(built.path()), Tokenizer::from_json(&std::fs::read(mini.join("tokenizer.json")).unwrap()).unwrap());
     for text in ["Once upon a time", " \n\n  \"Who?\" said he.", "<|endoftext|>naïve 漢字 🦊", "it's  1,000 we'll"]
     {
         assert_eq!(ids(&built, text), ids(&original, text), "{text:?}");
@@ -166,15 +176,206 @@ fn the_built_tokenizer_of_the_minis_gives_the_golden_ids() {
     }
 }
 
-#[test]
-fn a_tokenizer_json_is_kept_byte_for_byte() {
+/// A `tokenizer.json` of the small vocabulary.
+fn description() -> Value {
     let (vocab, merges) = vocabulary();
-    let dir = folder(260, &vocab, merges);
-    let (file, _) = converted(dir.path(), QuantType::Q8).unwrap();
-    let mut text = file.tokenizer_json().unwrap().to_vec();
-    text.extend(b"\n \n");
-    std::fs::write(dir.path().join("tokenizer.json"), &text).unwrap();
-    let (file, report) = converted(dir.path(), QuantType::Q8).unwrap();
-    assert_eq!(&*file.tokenizer_json().unwrap(), text);
-    assert!(report.plan.tokenizer_bytes >= text.len() as u64);
+    let merges: Vec<&str> = merges.lines().skip(1).collect();
+    let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [added(0, "<|endoftext|>")], "pre_tokenizer": byte_level, "decoder": byte_level,
+        "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocab, "merges": merges },
+    })
+}
+
+fn added(id: u32, content: &str) -> Value {
+    json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+        "special": true })
+}
+
+/// A folder with this tokenizer.
+fn with_json(json: &[u8], vocab_size: usize) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fake(vocab_size).write(dir.path());
+    std::fs::write(dir.path().join("tokenizer.json"), json).unwrap();
+    dir
+}
+
+/// Numbers that are random enough for tests: `SplitMix64`.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % n as u64) as usize
+    }
+
+    /// Random bytes as text, characters of all planes, runs of the same, and the ones that patterns name.
+    fn text(&mut self) -> String {
+        let mut text = String::new();
+        for _ in 0..self.below(60) {
+            match self.below(6) {
+                0 => {
+                    let bytes: Vec<u8> = (0..self.below(8)).map(|_| self.below(256) as u8).collect();
+                    text.push_str(&String::from_utf8_lossy(&bytes));
+                }
+                1 => text.extend(char::from_u32(self.below(0x11_0000) as u32)),
+                2 => text.extend(char::from_u32(self.below(0x3000) as u32)),
+                3 => text.push_str(
+                    &" \n\t\u{a0}x1"[..].chars().nth(self.below(6)).unwrap().to_string().repeat(self.below(9)),
+                ),
+                4 => {
+                    text.push_str([" the", "'ll", "'S", "<|endoftext|>", "1234", "e\u{301}", "가", "  "][self.below(8)])
+                }
+                _ => text.push(char::from(self.below(128) as u8)),
+            }
+        }
+        text
+    }
+}
+
+/// Tables and library agree on ids, and on the text of the ids, at once and as a stream.
+fn assert_same(tables: &Tokenizer, library: &Tokenizer, text: &str) {
+    let (found, expected) = (ids(tables, text), ids(library, text));
+    if found != expected {
+        let at = found.iter().zip(&expected).position(|(a, b)| a != b).unwrap_or(found.len().min(expected.len()));
+        panic!("after {:?}", library.decode(&expected[at.saturating_sub(8)..at]));
+    }
+    assert!(tables.decode(&expected) == library.decode(&expected));
+    assert!(tables.decode_skip_special(&expected) == library.decode_skip_special(&expected));
+    let mut stream = tables.stream();
+    let mut streamed: String = expected.iter().map(|&id| stream.push(id).to_owned()).collect();
+    streamed.push_str(stream.finish());
+    assert!(streamed == library.decode(&expected));
+}
+
+/// Compares on the first `most` bytes of the evaluation texts, and on random ones.
+fn assert_same_on_texts(dir: &Path, json: &[u8], most: usize) {
+    let (tables, library) = (tables(dir), Tokenizer::from_json(json).unwrap());
+    assert_eq!(tables.vocab_len(), library.vocab_len());
+    for name in ["text/heldout.txt", "text/wikitext2-test.txt"] {
+        if let Some(path) = shared(name) {
+            let text = std::fs::read_to_string(path).unwrap();
+            assert_same(&tables, &library, &text[..text.floor_char_boundary(most)]);
+        }
+    }
+    let mut random = Random(1);
+    for _ in 0..1000 {
+        assert_same(&tables, &library, &random.text());
+    }
+    let ids: Vec<u32> = (0..5000).map(|_| random.below(library.vocab_len() + 10) as u32).collect();
+    assert_eq!(tables.decode(&ids), library.decode(&ids));
+}
+
+#[test]
+fn tables_of_real_tokenizers_give_the_ids_of_the_library() {
+    let mini = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/gpt2-mini");
+    let real = ["gpt2", "neox"].map(|name| shared(&format!("tokenizers/{name}")));
+    for folder in real.into_iter().flatten().chain([mini]) {
+        let json = std::fs::read(folder.join("tokenizer.json")).unwrap();
+        assert_same_on_texts(with_json(&json, 50432).path(), &json, usize::MAX);
+    }
+}
+
+/// The library's tables of characters and the ones in the file, for every character there is.
+#[test]
+fn tables_class_every_character_as_the_library_does() {
+    let json = description().to_string().into_bytes();
+    let (dir, library) = (with_json(&json, 260), Tokenizer::from_json(&json).unwrap());
+    let tables = tables(dir.path());
+    let all: Vec<char> = ('\0'..=char::MAX).collect();
+    for part in all.chunks(1 << 16) {
+        // Pieces end where the class changes, and a merge of ` t` shows where they start.
+        let text: String = part.iter().flat_map(|&c| ['a', c, ' ', 't', c]).collect();
+        assert_same(&tables, &library, &text);
+    }
+}
+
+#[test]
+fn splitters_and_normalizers_of_other_families_become_tables() {
+    let byte_level =
+        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
+    let split = |expression: &str| {
+        json!({ "type": "Sequence", "pretokenizers": [
+            { "type": "Split", "pattern": { "Regex": expression }, "behavior": "Isolated", "invert": false }, byte_level] })
+    };
+    let digits = |individual: bool| {
+        json!({ "type": "Sequence", "pretokenizers": [{ "type": "Digits", "individual_digits": individual },
+            { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true }] })
+    };
+    let llama = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let o200k = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let cases = [
+        (split(llama), json!({ "type": "NFC" })),
+        (split(o200k), Value::Null),
+        (split(r"\p{N}"), json!({ "type": "Sequence", "normalizers": [{ "type": "NFC" }] })),
+        (digits(true), Value::Null),
+        (digits(false), Value::Null),
+        (byte_level, Value::Null),
+    ];
+    for (pre_tokenizer, normalizer) in cases {
+        let mut json = description();
+        // Tokens that overlap, of both kinds, one of which the normalizer changes.
+        for (id, content, normalized) in
+            [(260, "<|a|>", false), (261, "<|a|><|b|>", false), (262, "  ", true), (263, "e\u{301}", true)]
+        {
+            let mut token = added(id, content);
+            token["normalized"] = normalized.into();
+            json["added_tokens"].as_array_mut().unwrap().push(token);
+        }
+        (json["pre_tokenizer"], json["normalizer"]) = (pre_tokenizer, normalizer);
+        let json = json.to_string().into_bytes();
+        let dir = with_json(&json, 300);
+        assert_same_on_texts(dir.path(), &json, 1 << 16);
+        let tables = tables(dir.path());
+        let library = Tokenizer::from_json(&json).unwrap();
+        assert_same(&tables, &library, "<|a|><|b|><|a|> <|a|><|   the  e\u{301}\u{e9}");
+    }
+}
+
+#[test]
+fn what_tables_cannot_say_is_kept_byte_for_byte() {
+    type Change = fn(&mut Value);
+    let cases: [(&str, Change); 10] = [
+        ("`normalizer` is NFKC", |t| t["normalizer"] = json!({ "type": "NFKC" })),
+        ("`pre_tokenizer` ByteLevel adds a space", |t| t["pre_tokenizer"]["add_prefix_space"] = true.into()),
+        ("`pre_tokenizer` is not ByteLevel", |t| t["pre_tokenizer"] = Value::Null),
+        ("`pre_tokenizer` Whitespace is not known", |t| t["pre_tokenizer"] = json!({ "type": "Whitespace" })),
+        ("`model` is not BPE without dropout", |t| t["model"]["dropout"] = 1.0.into()),
+        ("`model` marks parts of words", |t| t["model"]["end_of_word_suffix"] = "</w>".into()),
+        ("added token \"<|endoftext|>\" looks around", |t| t["added_tokens"][0]["lstrip"] = true.into()),
+        ("looks around", |t| {
+            t["pre_tokenizer"] = json!({ "type": "Sequence", "pretokenizers": [
+                { "type": "Split", "pattern": { "Regex": r"(?<=a)b|." }, "behavior": "Isolated", "invert": false },
+                { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false }] });
+        }),
+        ("does not isolate", |t| {
+            t["pre_tokenizer"] = json!({ "type": "Sequence", "pretokenizers": [
+                { "type": "Split", "pattern": { "Regex": " " }, "behavior": "Removed", "invert": false },
+                { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false }] });
+        }),
+        ("`model` takes \"ab\" as a whole", |t| {
+            t["model"]["ignore_merges"] = true.into();
+            t["model"]["vocab"]["ab"] = 260.into();
+        }),
+    ];
+    for (reason, change) in cases {
+        let mut json = description();
+        change(&mut json);
+        let mut json = json.to_string().into_bytes();
+        json.extend(b"\n \n");
+        let dir = with_json(&json, 300);
+        let warnings = Checkpoint::open(dir.path()).unwrap().warnings().join("\n");
+        assert!(warnings.contains("stored as JSON") && warnings.contains(reason), "{warnings} should contain {reason}");
+        let (file, _) = converted(dir.path(), QuantType::Q8).unwrap();
+        assert_eq!(*file.tokenizer().unwrap().1, json);
+        let (kept, library) = (tokenizer(dir.path(), TOKENIZER), Tokenizer::from_json(&json).unwrap());
+        for text in ["", "a b", " the end<|endoftext|>"] {
+            assert_eq!(kept.encode(text).ok(), library.encode(text).ok());
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use support::*;
 use tidbit_convert::{Checkpoint, ConvertError, Options, Progress, convert, spec_from_json, write_random};
 use tidbit_runtime::format::header::hex;
-use tidbit_runtime::format::{ModelFile, Stored};
+use tidbit_runtime::format::{ModelFile, Stored, TOKENIZER};
 use tidbit_runtime::quant::QuantType;
 
 fn options(quant: QuantType) -> Options {
@@ -189,7 +189,8 @@ fn random_models_open_and_differ_by_seed() {
         assert_eq!(report.file_bytes, std::fs::metadata(&output).unwrap().len());
         let file = ModelFile::open(&output).unwrap();
         file.verify().unwrap();
-        assert_eq!(&*file.tokenizer_json().unwrap(), b"{}");
+        let (form, bytes) = file.tokenizer().unwrap();
+        assert_eq!((form, &*bytes), (TOKENIZER, &b"{}"[..]), "what is no tokenizer is kept as it is");
         file
     };
     let (a, b) = (make(1), make(2));

@@ -18,6 +18,16 @@ pub enum FormatError {
         /// Its answer.
         source: std::io::Error,
     },
+    /// The file cannot be kept in memory.
+    #[error("{}: cannot lock its {bytes} bytes in memory: {source}", path.display())]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: usize,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
     /// Something that is not a regular file.
     #[error("{}: expected a model file, found a {found}", path.display())]
     NotAFile {
@@ -80,6 +90,9 @@ pub enum TokenizerError {
     /// The description is not one the tokenizer library understands.
     #[error("tokenizer.json: {0}")]
     Parse(String),
+    /// The tables are damaged.
+    #[error("tokenizer.bpe: {0}")]
+    Tables(String),
     /// A part that this runtime does not run.
     #[error("tokenizer.json: `{field}` is {found}, supported: {supported}")]
     Unsupported {
@@ -91,7 +104,7 @@ pub enum TokenizerError {
         supported: &'static str,
     },
     /// It has ids that the model has no row for.
-    #[error("tokenizer.json: token {token:?} has id {id}, but the model's vocabulary has {vocab_size} entries")]
+    #[error("tokenizer: token {token:?} has id {id}, but the model's vocabulary has {vocab_size} entries")]
     Vocabulary {
         /// The text of the token.
         token: String,
@@ -100,7 +113,7 @@ pub enum TokenizerError {
         /// Rows of the embedding.
         vocab_size: usize,
     },
-    /// The library failed on a text.
+    /// It failed on a text.
     #[error("cannot tokenize: {0}")]
     Encode(String),
 }

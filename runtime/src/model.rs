@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::{FormatError, TokenizerError};
-use crate::format::ModelFile;
+use crate::format::{ModelFile, TOKENIZER_TABLES};
 use crate::quant::Matrix;
 use crate::spec::{Head, NormKind, Position, Spec};
 use crate::tokenizer::Tokenizer;
@@ -104,24 +104,26 @@ impl Model {
         &self.0.weights
     }
 
-    /// The tokenizer, parsed at the first call; `None` when the file has none.
+    /// The tokenizer, opened at the first call; `None` when the file has none.
     ///
     /// # Errors
     /// When it cannot be used with this model.
     pub fn tokenizer(&self) -> Result<Option<&Tokenizer>, TokenizerError> {
         if self.0.tokenizer.get().is_none() {
-            let parsed = match self.0.file.tokenizer_json() {
+            let opened = match self.0.file.tokenizer() {
                 None => None,
-                Some(json) => {
-                    // A copy: the parser may trust that bytes it checked stay as they are, and mapped ones might not.
+                Some((TOKENIZER_TABLES, tables)) => Some(Tokenizer::from_tables(tables)?),
+                // A copy: the parser may trust that bytes it checked stay as they are, and mapped ones might not.
+                Some((_, json)) => {
                     let json = json.to_vec();
-                    let tokenizer = Tokenizer::from_json(&json)?;
-                    tokenizer.check_vocabulary(self.spec().vocab_size)?;
-                    Some(tokenizer)
+                    Some(Tokenizer::from_json(&json)?)
                 }
             };
-            // Another thread may have been faster; both parsed the same.
-            let _ = self.0.tokenizer.set(parsed);
+            if let Some(tokenizer) = &opened {
+                tokenizer.check_vocabulary(self.spec().vocab_size)?;
+            }
+            // Another thread may have been faster; both opened the same.
+            let _ = self.0.tokenizer.set(opened);
         }
         Ok(self.0.tokenizer.get().and_then(Option::as_ref))
     }

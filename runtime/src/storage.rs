@@ -1,10 +1,13 @@
-//! Bytes that do not move: a memory-mapped file, or an aligned buffer for tests and benches.
+//! Bytes that do not move: a memory-mapped file, or an aligned buffer for tests and benches; and memory of zeros.
 //!
 //! [`Bytes`] is a cheap, shared window into such memory. Everything above it (tensors, matrices)
-//! owns a window and needs no lifetime, so a model can be shared by any number of threads.
+//! owns a window and needs no lifetime, so a model can be shared by any number of threads. [`Zeros`] is scratch memory.
 
+use bytemuck::Pod;
+use memmap2::MmapMut;
 use std::fs::File;
-use std::ops::{Deref, Range};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 /// Alignment of every tensor: one cache line, and one AVX-512 register.
@@ -63,6 +66,20 @@ impl Bytes {
         Self { memory: Arc::new(Memory::Owned(lines)), range: 0..bytes.len() }
     }
 
+    /// Reads all pages of a mapped file into memory and keeps them there, until the last window is dropped.
+    ///
+    /// # Errors
+    /// What the operating system answers, mostly that it is more than this process may lock.
+    pub fn lock(&self) -> std::io::Result<()> {
+        match &*self.memory {
+            #[cfg(unix)]
+            Memory::Mapped(map) => map.lock(),
+            #[cfg(not(unix))]
+            Memory::Mapped(_) => Err(std::io::ErrorKind::Unsupported.into()),
+            Memory::Owned(_) => Ok(()),
+        }
+    }
+
     /// The part `range` of this window, or `None` when it reaches outside.
     pub fn slice(&self, range: Range<usize>) -> Option<Self> {
         let start = self.range.start.checked_add(range.start)?;
@@ -78,9 +95,60 @@ impl Deref for Bytes {
     }
 }
 
+/// Numbers that are zero at first, in memory that the system supplies when it is first written: what is not used
+/// costs nothing.
+pub struct Zeros<T> {
+    map: MmapMut,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+impl<T: Pod> Zeros<T> {
+    /// `len` zeros.
+    ///
+    /// # Errors
+    /// When there is not so much memory.
+    pub fn new(len: usize) -> std::io::Result<Self> {
+        let bytes = len.checked_mul(size_of::<T>()).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        // An empty mapping is not possible.
+        Ok(Self { map: MmapMut::map_anon(bytes.max(1))?, len, of: PhantomData })
+    }
+}
+
+impl<T: Pod> Deref for Zeros<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // A mapping starts at a page: aligned for every number.
+        bytemuck::cast_slice(&self.map[..self.len * size_of::<T>()])
+    }
+}
+
+impl<T: Pod> DerefMut for Zeros<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        bytemuck::cast_slice_mut(&mut self.map[..self.len * size_of::<T>()])
+    }
+}
+
+impl<T> std::fmt::Debug for Zeros<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Zeros").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn zeros_are_zero_and_too_many_are_an_error() {
+        for n in [0, 1, 5000] {
+            let mut zeros = Zeros::<f32>::new(n).unwrap();
+            assert_eq!(*zeros, vec![0.0; n]);
+            zeros.fill(1.5);
+            assert_eq!(zeros.iter().sum::<f32>(), 1.5 * n as f32);
+        }
+        assert!(Zeros::<f32>::new(usize::MAX / 2).is_err() && Zeros::<f32>::new(usize::MAX / 64).is_err());
+    }
 
     #[test]
     fn slices_stay_inside_their_window() {

@@ -75,6 +75,9 @@ pub(crate) struct BenchArgs {
     /// Repetitions of each measurement, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 9)]
     repetitions: usize,
+    /// Read the whole model into memory first, and keep the system from taking it out again
+    #[arg(long)]
+    mlock: bool,
     /// Keep the model of random weights in this file
     #[arg(long, value_name = "FILE", requires = "shape")]
     save: Option<PathBuf>,
@@ -196,6 +199,9 @@ fn measure_model(path: &Path, plan: &Plan, lengths: &Lengths, format: Format, re
         memory::reset_peak_rss();
         let options = SessionOptions { threads: Some(n), context: Some(lengths.context), ..SessionOptions::default() };
         let (mut session, start) = measure::start(path, &options, plan.repetitions)?;
+        if plan.mlock {
+            memory::lock(session.model().file())?;
+        }
         let mut machine = Machine::new(n)?;
         let subject = Subject::new(path, &session, start, plan.repetitions);
         if n == plan.threads[0] {

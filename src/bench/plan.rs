@@ -26,6 +26,7 @@ pub(super) struct Plan<'a> {
     pub(super) quants: Vec<QuantType>,
     pub(super) threads: Vec<usize>,
     pub(super) repetitions: usize,
+    pub(super) mlock: bool,
 }
 
 /// What is to be run on a model, all of which fits its context.
@@ -71,7 +72,7 @@ impl<'a> Plan<'a> {
                 return usage(format!("{}: expected the name of a file for --save, found a folder", save.display()));
             }
         }
-        Ok(Self { args, quants, threads, repetitions: args.repetitions })
+        Ok(Self { args, quants, threads, repetitions: args.repetitions, mlock: args.mlock })
     }
 
     /// What is to be run on a model called `name`.

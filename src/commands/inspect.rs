@@ -5,6 +5,7 @@ use crate::failure::Usage;
 use crate::output::{print, print_json};
 use crate::prompt;
 use crate::sizes::{Sizes, parameters};
+use anyhow::anyhow;
 use indicatif::{DecimalBytes, HumanCount};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -33,6 +34,10 @@ fn inspect_model(args: &InspectArgs) -> anyhow::Result<()> {
     let file = model.file();
     let verified = if args.verify { Some(file.verify()?) } else { None };
     let tokenizer = if args.verify || args.json { prompt::tokenizer(&model)? } else { None };
+    if let (true, Some(tokenizer)) = (args.verify, tokenizer) {
+        // The first text makes it check everything that encoding needs.
+        tokenizer.encode("").map_err(|e| anyhow!("{}: {e}", args.model.display()))?;
+    }
     let spec = file.spec();
     let tensors: Vec<_> = file.tensors().collect();
     let sizes = Sizes::of(tensors.iter().map(|(_, record, bytes)| (record.stored, &*record.shape, *bytes as u64)));
@@ -64,7 +69,11 @@ fn inspect_model(args: &InspectArgs) -> anyhow::Result<()> {
     let _ = writeln!(text, "file          {}, format {}", DecimalBytes(file.len() as u64), format::VERSION);
     let _ = writeln!(text, "weights       {:.3} bits per weight", sizes.bits_per_weight());
     text.push_str(&sizes.table());
-    let tokenizer = if file.tokenizer_json().is_some() { "included" } else { "none: the model takes token ids only" };
+    let tokenizer = match file.tokenizer() {
+        Some((format::TOKENIZER_TABLES, bytes)) => format!("tables, {}", DecimalBytes(bytes.len() as u64)),
+        Some((name, bytes)) => format!("{name}, {}", DecimalBytes(bytes.len() as u64)),
+        None => "none: the model takes token ids only".into(),
+    };
     let _ = writeln!(text, "tokenizer     {tokenizer}");
     let _ = writeln!(text, "converted by  {} (--quant {})", provenance.converter, provenance.quant);
     for source in &provenance.sources {

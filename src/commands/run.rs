@@ -4,7 +4,7 @@ use crate::cache;
 use crate::cli::{RunArgs, SamplingArgs};
 use crate::failure::{Interrupted, Usage};
 use crate::generate::{Finish, Generation, Generator, Limits, generate};
-use crate::memory::peak_rss;
+use crate::memory::{self, peak_rss};
 use crate::output::{note, print, print_json};
 use crate::prompt::{self, Source};
 use crate::prompt_loop::prompt_loop;
@@ -31,6 +31,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
 
     let started = Instant::now();
     let model = Model::open(&path)?;
+    if args.mlock {
+        memory::lock(model.file())?;
+    }
     let tokenizer = prompt::tokenizer(&model)?;
     let options = SessionOptions { context: args.ctx, threads: args.threads, ..SessionOptions::default() };
     let mut session = Session::new(&model, &options)?;

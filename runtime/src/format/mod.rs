@@ -17,8 +17,10 @@ pub use model_file::{ModelFile, VerifyReport};
 pub const VERSION: &str = "1";
 /// The data segment starts at a multiple of this: the largest page of the systems we map on.
 pub const DATA_ALIGN: usize = 16 * 1024;
-/// Name of the tensor that holds the tokenizer's description.
+/// Name of the tensor that holds the tokenizer's description, in a file without [`TOKENIZER_TABLES`].
 pub const TOKENIZER: &str = "tokenizer.json";
+/// Name of the tensor that holds the tokenizer's tables.
+pub const TOKENIZER_TABLES: &str = "tokenizer.bpe";
 
 /// Keys of the safetensors metadata.
 pub mod key {

@@ -1,7 +1,7 @@
 //! Opening a model file: map it, check everything, hand out tensors.
 
 use super::header::{Provenance, Stored, TensorRecord, digest, sha256_hex};
-use super::{DATA_ALIGN, TOKENIZER, VERSION, key};
+use super::{DATA_ALIGN, TOKENIZER, TOKENIZER_TABLES, VERSION, key};
 use crate::error::FormatError;
 use crate::quant::{Matrix, TILE_ID};
 use crate::spec::{Role, Spec};
@@ -93,7 +93,7 @@ impl ModelFile {
         Ok(file)
     }
 
-    /// Every tensor of the spec is there with its shape, and nothing else but the tokenizer.
+    /// Every tensor of the spec is there with its shape, and nothing else but a tokenizer.
     fn check_against_spec(&self) -> Result<(), FormatError> {
         // A hostile spec may claim millions of layers; there are never more than tensors.
         if self.spec.n_layers > self.tensors.len() {
@@ -118,12 +118,20 @@ impl ModelFile {
                 return Err(error(format!("expected {expected}, found {}", tensor.record.stored)));
             }
         }
-        if let Some(tensor) = self.tensors.get(TOKENIZER).filter(|t| t.record.stored != Stored::Bytes) {
-            let reason = format!("expected bytes, found {}", tensor.record.stored);
-            return Err(FormatError::Tensor { path: self.path.clone(), tensor: TOKENIZER.into(), reason });
+        let tokenizers: Vec<_> =
+            [TOKENIZER, TOKENIZER_TABLES].into_iter().filter_map(|n| self.tensors.get_key_value(n)).collect();
+        let wrong =
+            |(name, tensor): &&(&String, &Tensor)| tensor.record.stored != Stored::Bytes || *name != tokenizers[0].0;
+        if let Some((name, tensor)) = tokenizers.iter().find(wrong) {
+            let reason = match tensor.record.stored {
+                Stored::Bytes => format!("beside `{}`, a model has one tokenizer", tokenizers[0].0),
+                stored => format!("expected bytes, found {stored}"),
+            };
+            return Err(FormatError::Tensor { path: self.path.clone(), tensor: (*name).clone(), reason });
         }
-        let known: std::collections::HashSet<&str> = declared.iter().map(|d| d.name.as_str()).collect();
-        match self.tensors.iter().find(|(name, _)| !known.contains(name.as_str()) && *name != TOKENIZER) {
+        let known: std::collections::HashSet<&str> =
+            declared.iter().map(|d| d.name.as_str()).chain([TOKENIZER, TOKENIZER_TABLES]).collect();
+        match self.tensors.iter().find(|(name, _)| !known.contains(name.as_str())) {
             Some((name, _)) => {
                 let reason = "not part of this architecture".into();
                 Err(FormatError::Tensor { path: self.path.clone(), tensor: name.clone(), reason })
@@ -174,11 +182,13 @@ impl ModelFile {
         self.tensors.iter().map(|(name, t)| (name.as_str(), &t.record, t.range.len()))
     }
 
-    /// The JSON of the tokenizer, when the file has one.
-    pub fn tokenizer_json(&self) -> Option<Bytes> {
-        let tensor = self.tensors.get(TOKENIZER)?;
-        let len = *tensor.record.shape.first()?;
-        self.bytes.slice(tensor.range.start..tensor.range.start.checked_add(len)?)
+    /// The tokenizer's form ([`TOKENIZER`] or [`TOKENIZER_TABLES`]) and its bytes, when the file has one.
+    pub fn tokenizer(&self) -> Option<(&'static str, Bytes)> {
+        [TOKENIZER_TABLES, TOKENIZER].into_iter().find_map(|name| {
+            let tensor = self.tensors.get(name)?;
+            let len = *tensor.record.shape.first()?;
+            Some((name, self.bytes.slice(tensor.range.start..tensor.range.start.checked_add(len)?)?))
+        })
     }
 
     /// A weight matrix of the spec.
@@ -207,6 +217,15 @@ impl ModelFile {
         }
         let bytes = self.bytes.slice(tensor.range.clone()).ok_or_else(|| error("outside the file".into()))?;
         Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
+    /// Reads the whole file into memory and keeps it there for as long as it is open.
+    ///
+    /// # Errors
+    /// When the system refuses, mostly because a process may lock only so much.
+    pub fn lock(&self) -> Result<(), FormatError> {
+        let error = |source| FormatError::Lock { path: self.path.clone(), bytes: self.bytes.len(), source };
+        self.bytes.lock().map_err(error)
     }
 
     /// Reads every tensor and compares its checksum.

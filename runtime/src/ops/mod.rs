@@ -18,12 +18,13 @@ pub use rotary::Rotation;
 
 use crate::error::SessionError;
 use crate::quant::PANEL_ROWS;
+use crate::storage::Zeros;
 use crate::threads::Pool;
 
 /// A matrix of activations `[tokens, cols]`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Buffer {
-    data: Vec<f32>,
+    data: Zeros<f32>,
     cols: usize,
     stride: usize,
 }
@@ -35,7 +36,13 @@ impl Buffer {
     /// When the memory cannot be had.
     pub fn new(max_tokens: usize, cols: usize) -> Result<Self, SessionError> {
         let stride = cols.next_multiple_of(PANEL_ROWS);
-        Ok(Self { data: zeros(max_tokens.saturating_mul(stride), 0.0, "activations")?, cols, stride })
+        let len = max_tokens.saturating_mul(stride);
+        let data = Zeros::new(len).map_err(|source| SessionError::Memory {
+            bytes: len.saturating_mul(4),
+            what: "activations",
+            source,
+        })?;
+        Ok(Self { data, cols, stride })
     }
 
     /// Elements of a row that mean something.

@@ -50,8 +50,8 @@ fn check_same_tokens(draft: &Model, target: &Model) -> Result<(), DraftError> {
         let (draft, target) = (draft.path().to_owned(), target.path().to_owned());
         return Err(DraftError::Vocabulary { draft, draft_size, target, target_size: size });
     }
-    match (draft.tokenizer_json(), target.tokenizer_json()) {
-        (Some(a), Some(b)) if a[..] != b[..] => {
+    match (draft.tokenizer(), target.tokenizer()) {
+        (Some((form, a)), Some((other_form, b))) if form != other_form || a[..] != b[..] => {
             Err(DraftError::Tokenizer { draft: draft.path().to_owned(), target: target.path().to_owned(), size })
         }
         // Without a tokenizer nothing is known of the tokens, and wrong guesses only cost time.

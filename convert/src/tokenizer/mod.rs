@@ -1,21 +1,49 @@
-//! The tokenizer that goes into the model file: `tokenizer.json` as it is, or one built from
-//! `vocab.json` and `merges.txt`. Either way the library that will run it has accepted it, and
+//! The tokenizer that goes into the model file: from `tokenizer.json`, or from one built from
+//! `vocab.json` and `merges.txt`. Either way the library that defines it has accepted it, and
 //! every id has a row in the embedding.
+//!
+//! It is stored as the runtime's tables when those can be shown to do the same ([`pack`]), else as JSON.
+
+mod pack;
+mod proof;
+mod tables;
 
 use crate::checkpoint::{json_object, read_small};
 use crate::error::{ConvertError, shown};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tidbit_runtime::format::{TOKENIZER, TOKENIZER_TABLES};
 use tokenizers::{DecoderWrapper, Tokenizer};
 
 /// What a folder has for a tokenizer.
 #[derive(Debug, Default)]
 pub(crate) struct Loaded {
-    /// `tokenizer.json`.
-    pub(crate) json: Option<Vec<u8>>,
+    /// What goes into the model file.
+    pub(crate) tokenizer: Option<StoredTokenizer>,
     /// The files it was made from.
     pub(crate) files: Vec<PathBuf>,
+}
+
+/// A tokenizer as it goes into the model file.
+#[derive(Debug)]
+pub(crate) struct StoredTokenizer {
+    /// Its name there.
+    pub(crate) name: &'static str,
+    /// Its bytes.
+    pub(crate) bytes: Vec<u8>,
+    /// Why it is stored as JSON, if it is.
+    pub(crate) kept: Option<String>,
+}
+
+impl StoredTokenizer {
+    /// Tables of this `tokenizer.json` where that is possible, else the JSON.
+    pub(crate) fn new(json: Vec<u8>) -> Self {
+        match pack::pack(&json) {
+            Ok(bytes) => Self { name: TOKENIZER_TABLES, bytes, kept: None },
+            Err(reason) => Self { name: TOKENIZER, bytes: json, kept: Some(shown(&reason)) },
+        }
+    }
 }
 
 /// Loads and checks a folder's tokenizer.
@@ -24,7 +52,7 @@ pub(crate) fn load(folder: &Path, vocab_size: usize) -> Result<Loaded, ConvertEr
     if let Some(path) = file("tokenizer.json") {
         let bytes = read_small(&path)?;
         validate(&path, &bytes, vocab_size)?;
-        return Ok(Loaded { json: Some(bytes), files: vec![path] });
+        return Ok(Loaded { tokenizer: Some(StoredTokenizer::new(bytes)), files: vec![path] });
     }
     let (vocab, merges) = match (file("vocab.json"), file("merges.txt")) {
         (Some(vocab), Some(merges)) => (vocab, merges),
@@ -43,7 +71,7 @@ pub(crate) fn load(folder: &Path, vocab_size: usize) -> Result<Loaded, ConvertEr
     let (added, specials) = (extra("added_tokens.json")?, extra("special_tokens_map.json")?);
     let bytes = build(folder, &config, &added, &specials)?;
     validate(&folder.join("vocab.json"), &bytes, vocab_size)?;
-    Ok(Loaded { json: Some(bytes), files })
+    Ok(Loaded { tokenizer: Some(StoredTokenizer::new(bytes)), files })
 }
 
 /// Checks that the library takes it, that the runtime can decode with it, and that its ids fit.

@@ -1,0 +1,52 @@
+//! Text from ids that come one at a time.
+
+use super::Tokenizer;
+
+/// Turns ids into text as they come. Everything it returns, put together, is the lossy UTF-8 of all
+/// the tokens' bytes.
+#[derive(Debug)]
+pub struct StreamDecoder<'a> {
+    pub(super) tokenizer: &'a Tokenizer,
+    /// The start of a character: at most 3 bytes between calls.
+    pub(super) pending: Vec<u8>,
+    pub(super) text: String,
+}
+
+impl StreamDecoder<'_> {
+    /// The text that `id` completes: whole characters only, often empty within an emoji. A byte that
+    /// can never become part of a character is U+FFFD at once.
+    pub fn push(&mut self, id: u32) -> &str {
+        self.tokenizer.push_bytes(id, &mut self.pending);
+        self.text.clear();
+        let mut done = 0;
+        loop {
+            let rest = &self.pending[done..];
+            match std::str::from_utf8(rest) {
+                Ok(valid) => {
+                    self.text.push_str(valid);
+                    done = self.pending.len();
+                    break;
+                }
+                Err(error) => {
+                    let valid = error.valid_up_to();
+                    self.text.push_str(&String::from_utf8_lossy(&rest[..valid]));
+                    done += valid;
+                    // No length means that the end of the bytes cuts a character: wait for the rest.
+                    let Some(invalid) = error.error_len() else { break };
+                    self.text.push(char::REPLACEMENT_CHARACTER);
+                    done += invalid;
+                }
+            }
+        }
+        self.pending.drain(..done);
+        &self.text
+    }
+
+    /// What is left at the end: U+FFFD when a character was never completed.
+    pub fn finish(&mut self) -> &str {
+        self.text.clear();
+        self.text.push_str(&String::from_utf8_lossy(&self.pending));
+        self.pending.clear();
+        &self.text
+    }
+}
