@@ -135,8 +135,8 @@ fn a_full_context_ends_the_text_with_a_note() {
     let args = ["-p", PROMPT, "--temperature", "0", "-n", "100", "--ignore-eos", "--ctx", "10"];
     let value = json(run(args).arg("--json"));
     assert_eq!(value["finish_reason"], "context");
-    // Ten tokens in the cache, four of them the prompt's, and the one that the last of them gave.
-    assert_eq!(value["ids"].as_array().unwrap().len(), 7);
+    // Ten tokens in the cache, five of them the prompt's, and the one that the last of them gave.
+    assert_eq!(value["ids"].as_array().unwrap().len(), 6);
     assert!(succeeds(&mut run(args)).stderr.contains("the context of 10 tokens is full"));
     let value = json(&mut run(["-p", "a", "--ctx", "1", "--temperature", "0", "--json"]));
     assert_eq!(value["ids"].as_array().unwrap().len(), 1);
