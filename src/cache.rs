@@ -126,7 +126,9 @@ impl Name {
         for (name, numbers) in &files {
             state.update((name.len() as u64).to_le_bytes());
             state.update(name);
-            numbers.iter().for_each(|n| state.update(n.to_le_bytes()));
+            for n in numbers {
+                state.update(n.to_le_bytes());
+            }
         }
         let digits = |hasher: Sha256| format::header::hex(&hasher.finalize())[..DIGITS].to_owned();
         let place = Sha256::new_with_prefix(absolute.as_os_str().as_encoded_bytes());

@@ -245,11 +245,11 @@ fn tokenizer_that_does_not_match_the_vocabulary() {
     let path = folder.path().join("tokenizer.json");
     let mut tokenizer: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     let mut extra = tokenizer["added_tokens"][0].clone();
-    extra["id"] = 8192.into();
+    extra["id"] = 3584.into();
     extra["content"] = "<|extra|>".into();
     tokenizer["added_tokens"].as_array_mut().unwrap().push(extra);
     std::fs::write(&path, tokenizer.to_string()).unwrap();
-    refused_by_convert(folder.path(), &["tokenizer.json", "<|extra|>", "8192"]);
+    refused_by_convert(folder.path(), &["tokenizer.json", "<|extra|>", "3584"]);
 }
 
 /// As above, in a model file: it may come from another converter.
@@ -331,7 +331,7 @@ fn options_out_of_range() {
         fails(&mut run(["-p", "Once", option, value]), 2, parts);
     }
     fails(&mut run(["-p", "Once", "--ids", "1"]), 2, &["cannot be used with"]);
-    fails(&mut run(["--ids", "8192"]), 1, &["8192", "vocabulary"]);
+    fails(&mut run(["--ids", "3584"]), 1, &["3584", "vocabulary"]);
     fails(&mut tidbit(["convert", "x", "-o", "y", "--quant", "q5"]), 2, &["q5", "q4"]);
     fails(&mut tidbit(["convert", "x"]), 2, &["required"]);
     fails(&mut tidbit(["fly"]), 2, &["fly"]);

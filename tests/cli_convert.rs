@@ -13,14 +13,14 @@ fn converts_to_every_quant_type() {
         let mut command = tidbit(["convert", "--json", "--quant", quant]);
         let report = json(command.arg(checkpoint()).arg("-o").arg(&path));
         assert_eq!(report["quant"], quant);
-        assert_eq!(report["parameters"], 6_967_296);
+        assert_eq!(report["parameters"], 4_208_128);
         assert_eq!(report["file_bytes"], std::fs::metadata(&path).unwrap().len());
         let inspected = json(tidbit(["inspect", "--json", "--verify", "--tensors"]).arg(&path));
-        assert_eq!(inspected["parameters"], 6_967_296);
+        assert_eq!(inspected["parameters"], 4_208_128);
         assert_eq!(inspected["bits_per_weight"], report["bits_per_weight"]);
-        assert_eq!(inspected["tensors"].as_array().unwrap().len(), 77);
-        assert_eq!(inspected["verified"]["tensors"], 77);
-        assert_eq!(inspected["tokenizer"]["tokens"], 8192);
+        assert_eq!(inspected["tensors"].as_array().unwrap().len(), 53);
+        assert_eq!(inspected["verified"]["tensors"], 53);
+        assert_eq!(inspected["tokenizer"]["tokens"], 3584);
         assert_eq!(inspected["provenance"]["quant"], quant);
         sizes.push(report["file_bytes"].as_u64().unwrap());
     }
@@ -63,11 +63,11 @@ fn replaces_an_existing_file() {
 fn inspects_a_config_that_has_no_weights() {
     let config = checkpoint().join("config.json");
     let value = json(tidbit(["inspect", "--json"]).arg(&config));
-    assert_eq!(value["parameters"], 6_967_296);
-    // Without the token table (8192 x 256) and the positions (512 x 256).
-    assert_eq!(value["parameters_without_embeddings"], 6_967_296 - 8192 * 256 - 512 * 256);
+    assert_eq!(value["parameters"], 4_208_128);
+    // Without the token table (3584 x 256) and the positions (512 x 256).
+    assert_eq!(value["parameters_without_embeddings"], 4_208_128 - 3584 * 256 - 512 * 256);
     assert_eq!(value["context_length"], 512);
-    assert_eq!(value["kv_cache_bytes_per_token"], 6 * 2 * 256 * 2);
+    assert_eq!(value["kv_cache_bytes_per_token"], 4 * 2 * 256 * 2);
     assert_eq!(value["predicted"].as_array().unwrap().len(), 4);
     assert_eq!(value, json(tidbit(["inspect", "--json"]).arg(checkpoint())), "the folder says the same");
 
@@ -81,7 +81,7 @@ fn inspects_a_config_that_has_no_weights() {
 fn inspects_for_people() {
     let text = succeeds(tidbit(["inspect", "--tensors", "--verify"]).arg(model())).stdout;
     for part in
-        ["gpt2, 6 layers", "6,967,296", "layers.5.mlp.down.weight", "bits per weight", "every checksum is right"]
+        ["gpt2, 4 layers", "4,208,128", "layers.3.mlp.down.weight", "bits per weight", "every checksum is right"]
     {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }

@@ -1,7 +1,8 @@
 //! Reference outputs of Hugging Face transformers: logits, greedy continuations, perplexity.
 //!
-//! Data in `tests/data` always runs; the larger files run when `../shared` (or `TIDBIT_SHARED`) is there. Each test prints
-//! its figures: `cargo test --test goldens -- --nocapture`.
+//! Data in `tests/data` always runs; the larger files run when `../shared` (or `TIDBIT_SHARED`) is there: those of two
+//! other, less trained models of the same names, and the text that perplexity is measured on. Each test prints its figures:
+//! `cargo test --test goldens -- --nocapture`.
 
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
@@ -153,7 +154,7 @@ fn logits_of_trained_models_match_the_reference() {
     let Some(shared) = shared() else { return };
     for name in MODELS {
         let temp = tempfile::tempdir().unwrap();
-        let model = converted(&root().join("models").join(name), QuantType::F32, temp.path());
+        let model = converted(&shared.join("checkpoints").join(name), QuantType::F32, temp.path());
         let folder = shared.join("golden").join(name);
         let bytes = std::fs::read(folder.join("logits.safetensors")).unwrap();
         let golden = SafeTensors::deserialize(&bytes).unwrap();
@@ -204,13 +205,13 @@ fn perplexity_matches_the_reference() {
     let Some(shared) = shared() else { return };
     let text = std::fs::read_to_string(shared.join("text/heldout.txt")).unwrap();
     for name in MODELS {
-        let golden = json(&shared.join("golden").join(name).join("perplexity.json"));
+        let golden = json(&root().join("tests/data").join(name).join("perplexity.json"));
         // f32 on the whole text; what quantization costs shows on a quarter of it.
         for (quant, tolerance, windows) in [
             (QuantType::F32, 1e-4, usize::MAX),
             (QuantType::F16, 1e-4, 50),
             (QuantType::Q8, 1e-3, 50),
-            (QuantType::Q4, 1e-2, 50),
+            (QuantType::Q4, 2.5e-2, 50),
         ] {
             let temp = tempfile::tempdir().unwrap();
             let model = converted(&root().join("models").join(name), quant, temp.path());

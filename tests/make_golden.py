@@ -12,7 +12,7 @@ transformers 5.23, tokenizers 0.23 and safetensors 0.8:
 
     python tests/make_golden.py OUT_DIR --models models --heldout heldout.txt
 
-tests/data holds what is small of this: prompts.json and greedy.json of the trained models, and all shapes.
+tests/data holds what is small of this: prompts.json, greedy.json and perplexity.json of the trained models, and all shapes.
 """
 import argparse, json, pathlib
 import torch

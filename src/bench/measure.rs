@@ -226,7 +226,9 @@ pub(crate) fn decode(
     let mut samples = Vec::new();
     for repetition in 0..=repetitions {
         let roof = same.len() as f64 / machine.read_seconds(same);
-        sequences.iter_mut().for_each(|sequence| sequence.rewind(depth));
+        for sequence in &mut *sequences {
+            sequence.rewind(depth);
+        }
         let start = Instant::now();
         for id in ids[depth..].chunks(1) {
             if let [sequence] = sequences {
