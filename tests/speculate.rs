@@ -85,6 +85,10 @@ impl Drafter for Oracle {
     }
 }
 
+fn oracle(truth: &[u32]) -> Oracle {
+    Oracle { truth: truth.to_vec(), at: 0, guessed: 0 }
+}
+
 /// A drafter whose guesses cost nothing, so that they are run.
 struct Free<D>(D);
 
@@ -129,8 +133,7 @@ fn the_text_is_the_same_with_and_without_guesses() {
                 };
                 let (expected, none) = run(Steps::new());
                 assert!(none.is_none());
-                let oracle = Oracle { truth: expected.clone(), at: 0, guessed: 0 };
-                let (text, oracle) = run(Steps::speculating(Box::new(oracle), 9));
+                let (text, oracle) = run(Steps::speculating(Box::new(oracle(&expected)), 9));
                 assert_eq!(text, expected, "{name} {quant} {sampler:?}, guesses that are often right");
                 let oracle = oracle.unwrap();
                 assert!(oracle.accepted > 10 && oracle.accepted < oracle.guessed, "{oracle:?}");
@@ -177,7 +180,7 @@ fn a_text_that_is_ended_goes_on_as_if_it_had_had_no_guesses() {
     let expected = decode(&mut session, &sampler, &mut Steps::new(), &prompt(&model), 60);
     let n_prompt = prompt(&model).len();
     for end in 1..12 {
-        let texts = [Steps::new(), Steps::speculating(oracle(&expected), 9)].map(|mut steps| {
+        let texts = [Steps::new(), Steps::speculating(Box::new(oracle(&expected)), 9)].map(|mut steps| {
             session.rewind(0);
             let mut sampler = Sampler::new(sampler.clone()).unwrap();
             let mut text = prompt(&model);
@@ -199,10 +202,6 @@ fn a_text_that_is_ended_goes_on_as_if_it_had_had_no_guesses() {
         assert_eq!(texts[0].len(), n_prompt + 2 * end + 2);
         assert_eq!(texts[0], texts[1], "ended after {end} tokens");
     }
-}
-
-fn oracle(truth: &[u32]) -> Box<Oracle> {
-    Box::new(Oracle { truth: truth.to_vec(), at: 0, guessed: 0 })
 }
 
 /// Counts what it is asked, and guesses what cannot be right.
