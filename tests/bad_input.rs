@@ -260,10 +260,10 @@ fn tokenizer_of_a_model_that_does_not_match_its_vocabulary() {
     let damaged = write(folder.path(), "damaged.tidbit", &forged(&spec, &records));
     fails(tidbit(["run", "-p", "a"]).arg(&damaged), 1, &["damaged.tidbit", "tokenizer"]);
 
-    spec.vocab_size = 8000;
+    spec.vocab_size = 3500;
     for (name, record) in &mut records {
         if name == "embed.tokens" {
-            record.shape[0] = 8000;
+            record.shape[0] = 3500;
         }
     }
     let mut bytes = forged(&spec, &records);
@@ -272,8 +272,8 @@ fn tokenizer_of_a_model_that_does_not_match_its_vocabulary() {
     let at = bytes.len() - tokenizer.len().next_multiple_of(64);
     bytes[at..at + tokenizer.len()].copy_from_slice(&tokenizer);
     let path = write(folder.path(), "other.tidbit", &bytes);
-    fails(tidbit(["run", "-p", "a"]).arg(&path), 1, &["other.tidbit", "tokenizer", "8191", "8000"]);
-    fails(tidbit(["perplexity"]).arg(&path).arg(checkpoint().join("config.json")), 1, &["8191", "8000"]);
+    fails(tidbit(["run", "-p", "a"]).arg(&path), 1, &["other.tidbit", "tokenizer", "3583", "3500"]);
+    fails(tidbit(["perplexity"]).arg(&path).arg(checkpoint().join("config.json")), 1, &["3583", "3500"]);
 }
 
 #[test]
@@ -295,7 +295,7 @@ fn empty_prompt() {
 
 #[test]
 fn prompt_longer_than_the_context() {
-    fails(&mut run(["-p", "Once upon a time", "--ctx", "1"]), 1, &["4 tokens", "1"]);
+    fails(&mut run(["-p", "Once upon a time", "--ctx", "1"]), 1, &["5 tokens", "1"]);
     let long = "time ".repeat(600);
     let written = fails(&mut run(["-p", &long]), 1, &["tokens", "512"]);
     assert!(written.stderr.contains("hint: "), "{}", written.stderr);

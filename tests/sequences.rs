@@ -31,7 +31,7 @@ fn sequence(model: &Model) -> Sequence {
 
 /// The tokens of text `text`; any ids do.
 fn ids(text: usize, n: usize) -> Vec<u32> {
-    (0..n).map(|i| ((text * 977 + i * 7919 + i * i * 31) % 8192) as u32).collect()
+    (0..n).map(|i| ((text * 977 + i * 7919 + i * i * 31) % 3584) as u32).collect()
 }
 
 fn bits(logits: &[f32]) -> Vec<u32> {
@@ -151,7 +151,7 @@ fn a_step_that_is_refused_changes_nothing() {
         assert_eq!(good.position(), 30, "{error}");
     };
     refused(Feed::new(&mut full, &[1, 2, 3]), &["513 tokens", "512"]);
-    refused(Feed::new(&mut full, &[8192]), &["8192", "vocabulary"]);
+    refused(Feed::new(&mut full, &[3584]), &["3584", "vocabulary"]);
     refused(Feed::new(&mut full, &[]), &["at least one token"]);
     refused(Feed::new(&mut full, &[1]).with_logits(2), &["2 tokens", "1"]);
     refused(Feed::new(&mut foreign, &[1]), &["model.tidbit", "another model"]);

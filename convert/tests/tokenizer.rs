@@ -229,7 +229,9 @@ impl Random {
                     &" \n\t\u{a0}x1"[..].chars().nth(self.below(6)).unwrap().to_string().repeat(self.below(9)),
                 ),
                 4 => {
-                    text.push_str([" the", "'ll", "'S", "<|endoftext|>", "1234", "e\u{301}", "가", "  "][self.below(8)])
+                    text.push_str(
+                        [" the", "'ll", "'S", "<|endoftext|>", "1234", "e\u{301}", "가", "  "][self.below(8)],
+                    );
                 }
                 _ => text.push(char::from(self.below(128) as u8)),
             }
