@@ -26,7 +26,7 @@ use tidbit_runtime::format::{self, ModelFile};
 use tidbit_runtime::quant::{QuantType, TILE_ID};
 
 /// How `run` stores the checkpoints that it converts.
-const QUANT: QuantType = QuantType::Q8;
+pub(crate) const QUANT: QuantType = QuantType::Q8;
 
 /// How long a model is kept that is not run.
 const KEPT: Duration = Duration::from_hours(30 * 24);

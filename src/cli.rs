@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::sampler::SamplerOptions;
+use tidbit_runtime::session::CacheType;
 use tidbit_runtime::speculate::MAX_GUESSES;
 
 /// Most guesses of a step, unless told otherwise.
@@ -118,6 +119,8 @@ pub(crate) struct RunArgs {
     /// Read the whole model into memory first, and keep the system from taking it out again.
     #[arg(long)]
     pub(crate) mlock: bool,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
     /// Print no statistics.
     #[arg(long)]
     pub(crate) quiet: bool,
@@ -127,6 +130,15 @@ pub(crate) struct RunArgs {
     // Last, because its heading would cover what follows.
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+}
+
+/// How keys and values of past tokens are kept.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct CacheArgs {
+    /// Keep keys and values as f32, f16 or q8 (8 bits and a scale for each head) [default: q8 for a model of
+    /// q8 or q4 weights, f16 or f32 for one of those].
+    #[arg(long = "kv", value_name = "TYPE", value_parser = parse_cache_type)]
+    pub(crate) cache_type: Option<CacheType>,
 }
 
 /// Where the prompt comes from; without any of these, from stdin when that is no terminal.
@@ -219,6 +231,8 @@ pub(crate) struct PerplexityArgs {
     /// Threads [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -236,6 +250,11 @@ fn parse_speculate(text: &str) -> Result<usize, String> {
         Ok(most) if kind == "lookup" && (1..=MAX_GUESSES).contains(&most) => Ok(most),
         _ => Err(format!("expected lookup, or lookup:N with N from 1 to {MAX_GUESSES}")),
     }
+}
+
+fn parse_cache_type(name: &str) -> Result<CacheType, String> {
+    CacheType::from_name(name)
+        .ok_or_else(|| format!("expected one of {}", CacheType::ALL.map(CacheType::name).join(", ")))
 }
 
 #[cfg(test)]

@@ -207,7 +207,7 @@ fn shapes_that_fit_no_memory_are_told_before_any_work() {
     let no_shape = [("n_layer", u64::MAX)];
     let cases: [(&[(&str, u64)], &str, i32, &[&str]); 3] = [
         (&wide, "32", 2, &["tiny.json in q4", "EB are needed (weights", "are available"]),
-        (&long, "16777216", 2, &["are needed", "cache 17.59 TB"]),
+        (&long, "16777216", 2, &["are needed", "cache 9.90 TB"]),
         (&no_shape, "32", 1, &["tiny.json", "n_layer", "18446744073709551615"]),
     ];
     for (sizes, prefill, code, parts) in cases {

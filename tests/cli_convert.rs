@@ -67,7 +67,11 @@ fn inspects_a_config_that_has_no_weights() {
     // Without the token table (3584 x 256) and the positions (512 x 256).
     assert_eq!(value["parameters_without_embeddings"], 4_208_128 - 3584 * 256 - 512 * 256);
     assert_eq!(value["context_length"], 512);
-    assert_eq!(value["kv_cache_bytes_per_token"], 4 * 2 * 256 * 2);
+    // Per layer and head: keys and values of 64 dimensions in bytes, and their scales.
+    assert_eq!(
+        (&value["kv_cache_type"], &value["kv_cache_bytes_per_token"]),
+        (&"q8".into(), &(4 * 4 * (2 * 64 + 4)).into())
+    );
     assert_eq!(value["predicted"].as_array().unwrap().len(), 4);
     assert_eq!(value, json(tidbit(["inspect", "--json"]).arg(checkpoint())), "the folder says the same");
 

@@ -107,6 +107,21 @@ fn json_has_the_text_and_the_figures() {
 }
 
 #[test]
+fn the_cache_is_kept_as_asked() {
+    let bytes = |kv: &[&str]| {
+        let value = json(run(["-p", PROMPT, "-n", "4", "--json"]).args(kv));
+        (value["kv"].clone(), value["memory"]["kv_cache_bytes"].as_u64().unwrap())
+    };
+    let (f32_name, f32_bytes) = bytes(&["--kv", "f32"]);
+    let (f16_name, f16_bytes) = bytes(&["--kv", "f16"]);
+    let (q8_name, q8_bytes) = bytes(&["--kv", "q8"]);
+    assert_eq!((f32_name, f16_name, q8_name), ("f32".into(), "f16".into(), "q8".into()));
+    assert_eq!(f32_bytes, 2 * f16_bytes);
+    assert!(f16_bytes < 2 * q8_bytes && q8_bytes < f16_bytes * 6 / 10, "{q8_bytes} of {f16_bytes}");
+    fails(run(["-p", PROMPT]).args(["--kv", "q4"]), 2, &["--kv", "q4", "f32, f16, q8"]);
+}
+
+#[test]
 fn statistics_go_to_stderr() {
     let written = succeeds(&mut run(["-p", PROMPT, "-n", "8"]));
     for part in ["tokens/s", "load", "first token after", "threads"] {

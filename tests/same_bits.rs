@@ -38,7 +38,7 @@ fn perplexity_and_greedy_tokens_do_not_depend_on_threads_or_isa() {
     std::fs::write(&text, words.repeat(12)).unwrap();
     let text = text.to_str().unwrap();
     for model in ["gpt2-mini", "neox-mini"] {
-        for quant in ["f32", "f16", "q8", "q4"] {
+        for (quant, kv) in [("f32", "f32"), ("f16", "f16"), ("q8", "q8"), ("q4", "f16"), ("q4", "q8")] {
             let file = converted(model, quant, folder.path());
             let file = file.to_str().unwrap();
             let mut expected = None;
@@ -47,18 +47,18 @@ fn perplexity_and_greedy_tokens_do_not_depend_on_threads_or_isa() {
                     if isa.name() == "scalar" && threads != 2 {
                         continue; // slow, and threads are the same code for every instruction set
                     }
-                    let nll = run(&["perplexity", file, text, "--window", "200"], isa.name(), threads)["total_nll"]
+                    let nll = run(&["perplexity", file, text, "--window", "300", "--kv", kv], isa.name(), threads)["total_nll"]
                         .as_f64()
                         .unwrap();
                     let greedy = run(
-                        &["run", file, "-p", "Once upon a time", "--temperature", "0", "-n", "24"],
+                        &["run", file, "-p", "Once upon a time", "--temperature", "0", "-n", "24", "--kv", kv],
                         isa.name(),
                         threads,
                     );
                     assert_eq!(greedy["isa"], isa.name());
                     let found = (nll.to_bits(), greedy["ids"].clone());
                     let expected = expected.get_or_insert_with(|| found.clone());
-                    assert_eq!(&found, expected, "{model} {quant}: {} with {threads} threads", isa.name());
+                    assert_eq!(&found, expected, "{model} {quant}, {kv} cache: {} with {threads} threads", isa.name());
                 }
             }
         }

@@ -3,6 +3,10 @@
 //! ```text
 //! page of 64 positions -> layer -> key-value head -> keys   [64 / 16][head_dim][16]
 //!                                                    values [64][head_dim padded to 16]
+//!
+//!                                           in q8:   keys   [64 / 16][head_dim padded to 4 / 4][16][4]
+//!                                                    values [64 / 4][head_dim padded to 16][4]
+//!                                                    scales of keys [64], of values [64]
 //! ```
 //!
 //! Sixteen keys are interleaved like a weight panel, so their scores come out in sixteen lanes without a horizontal
@@ -54,14 +58,23 @@ pub fn bytes_per_token(spec: &Spec, cache_type: CacheType) -> usize {
     spec.n_layers * spec.attention.n_kv_heads * cache_type.head_bytes(spec.attention.head_dim)
 }
 
-/// How the cache of a model is kept unless told otherwise: in f32 when all its weights are, so that nothing at all is rounded,
-/// and in f16 for the others.
+/// How the cache of a model is kept unless told otherwise, as [`usual_type`] says of its weights.
 pub fn default_type(file: &ModelFile) -> CacheType {
-    let exact = file.tensors().all(|(_, record, _)| match record.stored {
-        Stored::Bytes | Stored::Vector => true,
-        Stored::Matrix(quant) => quant == QuantType::F32,
-    });
-    if exact { CacheType::F32 } else { CacheType::F16 }
+    usual_type(file.tensors().filter_map(|(_, record, _)| match record.stored {
+        Stored::Bytes | Stored::Vector => None,
+        Stored::Matrix(quant) => Some(quant),
+    }))
+}
+
+/// The cache that suits weights of these types. In f32 when all are, so that nothing at all is rounded. In 8 bits when some
+/// are integers of 8 bits or fewer: it costs a fifth of what `q8` weights cost (0.01 % of perplexity on the demo models),
+/// and half of what an f16 cache costs to read. In f16 otherwise.
+pub fn usual_type(weights: impl IntoIterator<Item = QuantType>) -> CacheType {
+    weights.into_iter().fold(CacheType::F32, |found, quant| match quant {
+        QuantType::Q8 | QuantType::Q4 => CacheType::Q8,
+        QuantType::F16 if found == CacheType::F32 => CacheType::F16,
+        QuantType::F16 | QuantType::F32 => found,
+    })
 }
 
 impl Layout {
@@ -78,19 +91,21 @@ impl Layout {
     /// Puts the key and the value of one token of head `head` into its block. `row` has all keys, then all values.
     fn put(&self, kernels: Kernels, head: usize, block: &mut [u8], position: usize, row: &[f32]) {
         let head_dim = self.head_dim;
-        let (keys, values) = block.split_at_mut(KEYS * head_dim * self.cache_type.bytes());
         let key = &row[head * head_dim..][..head_dim];
         let value = &row[(self.n_kv_heads + head) * head_dim..][..head_dim];
         match self.cache_type {
-            CacheType::F32 => {
-                put(bytemuck::cast_slice_mut(keys), bytemuck::cast_slice_mut(values), key, value, position % KEYS);
-            }
+            CacheType::F32 => put(bytemuck::cast_slice_mut(block), key, value, position % KEYS),
             CacheType::F16 => {
                 let (mut k, mut v) = ([0u16; MAX_HEAD_DIM], [0u16; MAX_HEAD_DIM]);
                 kernels.to_f16(key, &mut k[..head_dim]);
                 kernels.to_f16(value, &mut v[..head_dim]);
-                let (k, v) = (&k[..head_dim], &v[..head_dim]);
-                put(bytemuck::cast_slice_mut(keys), bytemuck::cast_slice_mut(values), k, v, position % KEYS);
+                put(bytemuck::cast_slice_mut(block), &k[..head_dim], &v[..head_dim], position % KEYS);
+            }
+            CacheType::Q8 => {
+                let padded = head_dim.next_multiple_of(PANEL_ROWS);
+                let (mut k, mut v) = ([0i8; MAX_HEAD_DIM], [0i8; MAX_HEAD_DIM]);
+                let scales = (kernels.to_q8(key, &mut k[..padded]), kernels.to_q8(value, &mut v[..padded]));
+                put_q8(block, &k[..head_dim.next_multiple_of(4)], &v[..padded], scales, position % KEYS);
             }
         }
     }
@@ -251,12 +266,33 @@ fn memory_error(bytes: usize, source: std::io::Error) -> SessionError {
     SessionError::Memory { bytes, what: "the key-value cache", source }
 }
 
-/// Puts one key and one value at their position of a block.
-fn put<T: Copy>(keys: &mut [T], values: &mut [T], key: &[T], value: &[T], position: usize) {
+/// Puts one key and one value at their position of a block of floats.
+fn put<T: Copy>(block: &mut [T], key: &[T], value: &[T], position: usize) {
     let head_dim = key.len();
+    let (keys, values) = block.split_at_mut(KEYS * head_dim);
     let tile = &mut keys[position / PANEL_ROWS * head_dim * PANEL_ROWS..][..head_dim * PANEL_ROWS];
     for (d, &k) in key.iter().enumerate() {
         tile[d * PANEL_ROWS + position % PANEL_ROWS] = k;
     }
     values[position * head_dim.next_multiple_of(PANEL_ROWS)..][..head_dim].copy_from_slice(value);
+}
+
+/// Puts one key and one value at their position of a block of bytes.
+fn put_q8(block: &mut [u8], key: &[i8], value: &[i8], scales: (u16, u16), position: usize) {
+    let (key, value): (&[u8], &[u8]) = (bytemuck::cast_slice(key), bytemuck::cast_slice(value));
+    let (keys, rest) = block.split_at_mut(KEYS * key.len());
+    let (values, rest) = rest.split_at_mut(KEYS * value.len());
+    let (key_scales, value_scales) = rest.split_at_mut(KEYS * 2);
+    // Four dimensions of a key, of 16 positions, make a line.
+    let lines = keys[position / PANEL_ROWS * PANEL_ROWS * key.len()..].chunks_exact_mut(4 * PANEL_ROWS);
+    for (line, four) in lines.zip(key.chunks_exact(4)) {
+        line[position % PANEL_ROWS * 4..][..4].copy_from_slice(four);
+    }
+    // Four positions of a value, of all dimensions, follow each other.
+    let group = &mut values[position / 4 * 4 * value.len()..][..4 * value.len()];
+    for (d, &v) in value.iter().enumerate() {
+        group[d * 4 + position % 4] = v;
+    }
+    key_scales[position * 2..][..2].copy_from_slice(&scales.0.to_le_bytes());
+    value_scales[position * 2..][..2].copy_from_slice(&scales.1.to_le_bytes());
 }

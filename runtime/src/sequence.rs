@@ -11,7 +11,7 @@ use crate::model::Model;
 pub struct SequenceOptions {
     /// Tokens the cache holds; the model's own context length when `None`.
     pub context: Option<usize>,
-    /// How the cache keeps its numbers; when `None`, in f32 for a model whose weights are all f32, in f16 for others.
+    /// How the cache keeps its numbers; when `None`, as [`usual_type`](crate::kv_cache::usual_type) says.
     pub cache_type: Option<CacheType>,
 }
 
@@ -66,6 +66,11 @@ impl Sequence {
     /// Forgets all tokens from `position` on.
     pub fn rewind(&mut self, position: usize) {
         self.position = self.position.min(position);
+    }
+
+    /// How the cache keeps its numbers.
+    pub fn cache_type(&self) -> CacheType {
+        self.cache.cache_type()
     }
 
     /// Bytes of the cache when it is full, those it shares included.

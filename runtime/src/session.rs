@@ -18,7 +18,7 @@ pub struct SessionOptions {
     pub context: Option<usize>,
     /// Threads, the caller's included; one per available core when `None`.
     pub threads: Option<usize>,
-    /// How the cache keeps its numbers; when `None`, in f32 for a model whose weights are all f32, in f16 for others.
+    /// How the cache keeps its numbers; when `None`, as [`usual_type`](crate::kv_cache::usual_type) says.
     pub cache_type: Option<CacheType>,
 }
 
@@ -68,6 +68,11 @@ impl Session {
     /// Name of the kernels in use.
     pub fn isa(&self) -> &'static str {
         self.engine.kernels().name()
+    }
+
+    /// How the cache keeps its numbers.
+    pub fn cache_type(&self) -> CacheType {
+        self.sequence.cache_type()
     }
 
     /// Bytes of the cache when it is full.

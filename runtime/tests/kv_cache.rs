@@ -9,7 +9,7 @@ use tidbit_runtime::spec::Spec;
 use tidbit_runtime::threads::Pool;
 
 const CONTEXT: usize = 400;
-const TYPES: [CacheType; 2] = [CacheType::F32, CacheType::F16];
+const TYPES: [CacheType; 3] = CacheType::ALL;
 
 /// Six heads of which pairs share keys and values.
 fn spec() -> Spec {

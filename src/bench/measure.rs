@@ -217,8 +217,7 @@ pub(crate) fn decode(
             engine.step(&mut [Feed::new(sequence, &ids[..depth])])?;
         }
     }
-    let cache_bytes =
-        kv_cache::bytes_per_token(model.spec(), kv_cache::default_type(model.file())) * (depth + n_tokens / 2);
+    let cache_bytes = kv_cache::bytes_per_token(model.spec(), sequences[0].cache_type()) * (depth + n_tokens / 2);
     let bytes = cost(&model).matrix_bytes + batch * cache_bytes;
     // The model's own pages, where they lie: the same memory that decode reads.
     let file = model.file().bytes();

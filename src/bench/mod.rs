@@ -20,6 +20,7 @@ mod record;
 mod report;
 mod shapes;
 
+use crate::cli::CacheArgs;
 use crate::interrupt::RemoveOnInterrupt;
 use crate::memory;
 use crate::output::{note, print, print_line};
@@ -72,6 +73,8 @@ pub(crate) struct BenchArgs {
     /// Sequences decoded together, separated by commas
     #[arg(long, value_name = "N", default_value = "1", value_delimiter = ',')]
     batch: Vec<usize>,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Repetitions of each measurement, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 9)]
     repetitions: usize,
@@ -121,7 +124,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if let Some(path) = &args.model {
         let model = Model::open(path)?;
         let lengths = plan.lengths(&path.display().to_string(), model.spec().context_length)?;
-        plan::check_cache(&model, &lengths)?;
+        plan::check_cache(&model, args.cache.cache_type, &lengths)?;
         drop(model);
         measure_model(path, &plan, &lengths, args.format, &mut records)?;
     } else if let Some(shape) = &args.shape {
@@ -129,7 +132,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         let lengths = plan.lengths(shape, spec.context_length)?;
         // All of them before the first is written.
         for &quant in &plan.quants {
-            plan::check_memory(shape, &spec, quant, &lengths)?;
+            plan::check_memory(shape, &spec, (quant, args.cache.cache_type), &lengths)?;
         }
         let tokenizer = match &args.tokenizer {
             Some(path) => Some(std::fs::read(path).map_err(|e| anyhow!("{}: {e}", path.display()))?),
@@ -197,7 +200,7 @@ fn measure_model(path: &Path, plan: &Plan, lengths: &Lengths, format: Format, re
     };
     for &n in &plan.threads {
         memory::reset_peak_rss();
-        let options = SessionOptions { threads: Some(n), context: Some(lengths.context), ..SessionOptions::default() };
+        let options = SessionOptions { threads: Some(n), context: Some(lengths.context), cache_type: plan.cache_type };
         let (mut session, start) = measure::start(path, &options, plan.repetitions)?;
         if plan.mlock {
             memory::lock(session.model().file())?;
@@ -220,7 +223,7 @@ fn measure_model(path: &Path, plan: &Plan, lengths: &Lengths, format: Format, re
         }
         let model = session.model().clone();
         let (mut engine, sequence) = session.into_parts();
-        let of_sequence = SequenceOptions { context: Some(lengths.context), ..SequenceOptions::default() };
+        let of_sequence = SequenceOptions { context: Some(lengths.context), cache_type: plan.cache_type };
         let mut sequences = vec![sequence];
         for &batch in &lengths.batch {
             if batch > engine.max_batch() {

@@ -27,6 +27,8 @@ pub(super) struct Plan<'a> {
     pub(super) threads: Vec<usize>,
     pub(super) repetitions: usize,
     pub(super) mlock: bool,
+    /// The model's own when `None`.
+    pub(super) cache_type: Option<CacheType>,
 }
 
 /// What is to be run on a model, all of which fits its context.
@@ -72,7 +74,14 @@ impl<'a> Plan<'a> {
                 return usage(format!("{}: expected the name of a file for --save, found a folder", save.display()));
             }
         }
-        Ok(Self { args, quants, threads, repetitions: args.repetitions, mlock: args.mlock })
+        Ok(Self {
+            args,
+            quants,
+            threads,
+            repetitions: args.repetitions,
+            mlock: args.mlock,
+            cache_type: args.cache.cache_type,
+        })
     }
 
     /// What is to be run on a model called `name`.
@@ -91,8 +100,9 @@ impl<'a> Plan<'a> {
 }
 
 /// Checks that the cache for a model fits the memory. The file need not: it is mapped.
-pub(super) fn check_cache(model: &Model, lengths: &Lengths) -> Result<()> {
-    let cache = cache_bytes(model.spec(), kv_cache::default_type(model.file()), lengths);
+pub(super) fn check_cache(model: &Model, cache_type: Option<CacheType>, lengths: &Lengths) -> Result<()> {
+    let cache_type = cache_type.unwrap_or_else(|| kv_cache::default_type(model.file()));
+    let cache = cache_bytes(model.spec(), cache_type, lengths);
     fits(&model.file().path().display().to_string(), Some(0), cache)
 }
 
@@ -144,9 +154,13 @@ fn lengths(args: &BenchArgs, context: usize) -> Option<Lengths> {
 }
 
 /// Checks that a model of random weights and its cache fit the memory.
-pub(super) fn check_memory(name: &str, spec: &Spec, quant: QuantType, lengths: &Lengths) -> Result<()> {
-    let cache_type = if quant == QuantType::F32 { CacheType::F32 } else { CacheType::F16 };
-    let cache = cache_bytes(spec, cache_type, lengths);
+pub(super) fn check_memory(
+    name: &str,
+    spec: &Spec,
+    (quant, cache_type): (QuantType, Option<CacheType>),
+    lengths: &Lengths,
+) -> Result<()> {
+    let cache = cache_bytes(spec, cache_type.unwrap_or_else(|| kv_cache::usual_type([quant])), lengths);
     fits(&format!("{name} in {quant}"), weight_bytes(spec, quant), cache)
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use tidbit_runtime::session::Session;
 
 /// Fields of a [`Record`], in the order of the columns of a table.
-pub(super) const FIELDS: [&str; 26] = [
+pub(super) const FIELDS: [&str; 27] = [
     "phase",
     "quant",
     "threads",
@@ -24,6 +24,7 @@ pub(super) const FIELDS: [&str; 26] = [
     "file_bytes",
     "header_sha256",
     "isa",
+    "kv",
     "cpu",
     "cores",
     "load_ms",
@@ -57,6 +58,8 @@ pub(super) struct Subject {
     pub(super) header_sha256: String,
     /// Name of the kernels.
     pub(super) isa: &'static str,
+    /// How keys and values are kept.
+    pub(super) kv: &'static str,
     pub(super) cpu: String,
     pub(super) cores: usize,
     #[serde(flatten)]
@@ -79,6 +82,7 @@ impl Subject {
             file_bytes: file.len(),
             header_sha256: file.header_sha256(),
             isa: session.isa(),
+            kv: session.cache_type().name(),
             cpu: cpu_name(),
             cores: tidbit_runtime::threads::available_cores(),
             start,
@@ -122,6 +126,7 @@ pub(super) fn example(phase: &'static str, quant: &str, threads: usize, depth: u
             file_bytes: 1000,
             header_sha256: "0".repeat(64),
             isa: "portable",
+            kv: "f16",
             cpu: "A CPU, of \"8\" cores | <fast>".into(),
             cores: 2,
             start: Start { load_ms: 0.25, first_token_ms: 4.0 },

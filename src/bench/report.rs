@@ -87,15 +87,26 @@ fn csv_cell(value: &Value) -> String {
 }
 
 /// Columns of the tables for people.
-pub(super) const COLUMNS: [&str; 9] =
-    ["model", "quant", "work", "threads", "tokens/s", "p5 to p95", "of the roof", "load, first token", "peak memory"];
+pub(super) const COLUMNS: [&str; 10] = [
+    "model",
+    "quant",
+    "kv",
+    "work",
+    "threads",
+    "tokens/s",
+    "p5 to p95",
+    "of the roof",
+    "load, first token",
+    "peak memory",
+];
 
 /// The cells of those columns.
-pub(super) fn cells(record: &Record) -> [String; 9] {
+pub(super) fn cells(record: &Record) -> [String; 10] {
     let (run, subject) = (&record.run, &record.subject);
     [
         format!("{} ({:.1} MB)", subject.file, subject.file_bytes as f64 / 1e6),
         run.quant.clone(),
+        subject.kv.into(),
         work(run),
         run.threads.to_string(),
         rate(run.tokens_per_s),
@@ -132,7 +143,7 @@ pub(super) fn markdown(records: &[Record]) -> String {
     };
     let mut text = records.first().map(|r| machine(&r.subject) + "\n\n").unwrap_or_default();
     text += &row(&COLUMNS.map(String::from));
-    text += "|---|---|---|---:|---:|---:|---:|---:|---:|\n";
+    text += "|---|---|---|---|---:|---:|---:|---:|---:|---:|\n";
     for record in records {
         text += &row(&cells(record));
     }

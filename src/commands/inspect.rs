@@ -1,5 +1,6 @@
 //! `tidbit inspect`: what a model is made of.
 
+use crate::cache;
 use crate::cli::InspectArgs;
 use crate::failure::Usage;
 use crate::output::{print, print_json};
@@ -12,7 +13,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use tidbit_convert::Plan;
 use tidbit_runtime::format;
-use tidbit_runtime::kv_cache::{CacheType, bytes_per_token, default_type};
+use tidbit_runtime::kv_cache::{CacheType, bytes_per_token, default_type, usual_type};
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::session::Model;
 use tidbit_runtime::spec::{Activation, Head, NormKind, Position, Residual, Spec};
@@ -104,7 +105,7 @@ fn inspect_config(args: &InspectArgs, config: &Path) -> anyhow::Result<()> {
     let plan = |quant| Plan::of_spec(&spec, quant).map_err(|e| anyhow::anyhow!("{}: {e}", config.display()));
     let plans = QuantType::ALL.into_iter().map(plan).collect::<Result<Vec<_>, _>>()?;
     if args.json {
-        let mut value = describe_json(&spec, CacheType::F16);
+        let mut value = describe_json(&spec, usual_type([cache::QUANT]));
         value["file"] = json!(config);
         value["ignored_fields"] = json!(ignored);
         let predicted = plans.iter().map(|plan| {
@@ -117,7 +118,7 @@ fn inspect_config(args: &InspectArgs, config: &Path) -> anyhow::Result<()> {
         return print_json(&value);
     }
 
-    let mut text = describe(&spec, CacheType::F16);
+    let mut text = describe(&spec, usual_type([cache::QUANT]));
     let _ = writeln!(text, "model file, without a tokenizer");
     for plan in &plans {
         let size = DecimalBytes(plan.file_bytes).to_string();
@@ -163,7 +164,7 @@ mlp           {} wide, {}
 norm          {norm}, eps {:e}; {residual} residual
 positions     {position}
 vocabulary    {} tokens, head {head}
-context       {} tokens, cache {kv} bytes a token ({} when full)
+context       {} tokens, {} cache {kv} bytes a token ({} when full)
 parameters    {} ({} without embedding and head)
 ",
         spec.family,
@@ -177,6 +178,7 @@ parameters    {} ({} without embedding and head)
         spec.norm.eps,
         HumanCount(spec.vocab_size as u64),
         HumanCount(spec.context_length as u64),
+        cache_type.name(),
         DecimalBytes(full),
         HumanCount(total),
         HumanCount(inner),
@@ -203,6 +205,7 @@ fn describe_json(spec: &Spec, cache_type: CacheType) -> Value {
         "parameters": total,
         "parameters_without_embeddings": inner,
         "context_length": spec.context_length,
+        "kv_cache_type": cache_type.name(),
         "kv_cache_bytes_per_token": bytes_per_token(spec, cache_type),
     })
 }

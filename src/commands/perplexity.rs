@@ -29,7 +29,7 @@ pub(crate) fn run(args: &PerplexityArgs) -> anyhow::Result<()> {
     let ids = tokenizer.encode(&text)?;
     let mut session = Session::new(
         &model,
-        &SessionOptions { context: Some(window), threads: args.threads, ..SessionOptions::default() },
+        &SessionOptions { context: Some(window), threads: args.threads, cache_type: args.cache.cache_type },
     )?;
     let _caught = Catch::new(session.cancel_flag())?;
 
@@ -58,6 +58,7 @@ pub(crate) fn run(args: &PerplexityArgs) -> anyhow::Result<()> {
             "window": result.window,
             "threads": session.threads(),
             "isa": session.isa(),
+            "kv": session.cache_type().name(),
             "seconds": seconds,
             "tokens_per_s": rate,
         }));

@@ -35,7 +35,8 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
         memory::lock(model.file())?;
     }
     let tokenizer = prompt::tokenizer(&model)?;
-    let options = SessionOptions { context: args.ctx, threads: args.threads, ..SessionOptions::default() };
+    let cache_type = args.cache.cache_type;
+    let options = SessionOptions { context: args.ctx, threads: args.threads, cache_type };
     let mut session = Session::new(&model, &options)?;
     let mut steps = steps(args, &session)?;
     let loaded = started.elapsed();
@@ -154,11 +155,12 @@ fn tell_statistics(generator: &Generator<'_>, done: &Generation, timing: &Timing
     let seed =
         if sampler.options().temperature > 0.0 { format!(", seed {}", sampler.options().seed) } else { String::new() };
     note(format_args!(
-        "{} threads, {} kernels, context {} ({} cache, {} scratch){seed}",
+        "{} threads, {} kernels, context {} ({} {} cache, {} scratch){seed}",
         session.threads(),
         session.isa(),
         session.context(),
         DecimalBytes(session.cache_bytes() as u64),
+        session.cache_type().name(),
         DecimalBytes(session.scratch_bytes() as u64),
     ));
 }
@@ -185,6 +187,7 @@ fn report_json(
         "seed": sampler.options().seed,
         "threads": session.threads(),
         "isa": session.isa(),
+        "kv": session.cache_type().name(),
         "context": session.context(),
         "timings": {
             "load_ms": milliseconds(timing.loaded),

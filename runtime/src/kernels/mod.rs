@@ -67,25 +67,41 @@ pub enum CacheType {
     F32,
     /// 16-bit floats.
     F16,
+    /// 8-bit integers, and an f16 scale for the key and for the value of each head.
+    Q8,
 }
 
 impl CacheType {
-    /// Bytes of one number.
-    pub fn bytes(self) -> usize {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Q8];
+
+    /// The name, as on the command line.
+    pub fn name(self) -> &'static str {
         match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Q8 => "q8",
         }
     }
 
-    /// Bytes of the key and the value of one head at one position. Values are padded to 16 numbers.
+    /// The type of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.name() == name)
+    }
+
+    /// Bytes of the key and the value of one head at one position, scales and padding included.
     pub fn head_bytes(self, head_dim: usize) -> usize {
-        (head_dim + head_dim.next_multiple_of(PANEL_ROWS)) * self.bytes()
+        let padded = head_dim.next_multiple_of(PANEL_ROWS);
+        match self {
+            Self::F32 => (head_dim + padded) * 4,
+            Self::F16 => (head_dim + padded) * 2,
+            Self::Q8 => head_dim.next_multiple_of(4) + padded + 4,
+        }
     }
 }
 
-/// Keys and values of one head: page `i` holds positions `i * 64..(i + 1) * 64`, from byte `at` on first the keys as
-/// `[64 / 16][head_dim][16]`, then the values as `[64][head_dim padded to 16]`.
+/// Keys and values of one head: page `i` holds positions `i * 64..(i + 1) * 64`, as `generic::attention` and
+/// `generic::attention_q8` lay them out, from byte `at` on.
 #[derive(Clone, Copy)]
 pub(crate) struct HeadCache<'a> {
     pub(crate) cache_type: CacheType,
@@ -95,11 +111,14 @@ pub(crate) struct HeadCache<'a> {
 }
 
 impl HeadCache<'_> {
-    /// Keys and values of the positions of one page.
-    fn block(&self, page: usize) -> (*const u8, *const u8) {
-        let bytes = &self.pages[page].bytes()[self.at..][..KEYS * self.cache_type.head_bytes(self.head_dim)];
-        let (keys, values) = bytes.split_at(KEYS * self.head_dim * self.cache_type.bytes());
-        (keys.as_ptr(), values.as_ptr())
+    /// The positions of one page.
+    fn block(&self, page: usize) -> *const u8 {
+        self.pages[page].bytes()[self.at..][..KEYS * self.cache_type.head_bytes(self.head_dim)].as_ptr()
+    }
+
+    /// What lies behind the first block: another head's, to be asked for ahead.
+    fn after(&self) -> *const u8 {
+        self.block(0).wrapping_add(KEYS * self.cache_type.head_bytes(self.head_dim))
     }
 }
 
@@ -162,10 +181,11 @@ struct Row {
     q8: [GemmFn; 2],
     q4: [GemmFn; 2],
     /// By [`CacheType`].
-    attention: [unsafe fn(&AttentionArgs); 2],
+    attention: [unsafe fn(&AttentionArgs<'_>); 3],
     layer_norm: unsafe fn(*const f32, usize, *const f32, *const f32, f32, *mut f32),
     quantize: unsafe fn(*const f32, usize, *mut ActBlock),
     to_f16: unsafe fn(*const f32, usize, *mut u16),
+    to_q8: unsafe fn(*const f32, usize, *mut i8) -> u16,
     activate: unsafe fn(Activation, *mut f32, usize),
     exp_sum: unsafe fn(*const f32, usize) -> (f32, f64),
     read: unsafe fn(*const u8, usize) -> f32,
@@ -183,11 +203,13 @@ struct Row {
 /// queries, key tiles and value vectors of attention; operands of the peak measurement.
 macro_rules! instantiate {
     ($module:ident, $simd:ty, $(#[$feature:meta])*
-     int $ip:literal x $it:literal, float $fp:literal x $ft:literal, attention $q:literal $k:literal $v:literal,
+     int $ip:literal x $it:literal, float $fp:literal x $ft:literal,
+     attention $q:literal $k:literal $v:literal, one $k1:literal $v1:literal,
+     in bytes $bq:literal $bk:literal $bv:literal, one $bk1:literal $bv1:literal,
      peak $pw:literal x $px:literal) => {
         #[expect(clippy::undocumented_unsafe_blocks, reason = "features are enabled here, pointers the caller's promise")]
         mod $module {
-            use super::generic::{attention, ceilings, gemm_float, gemm_int, rows};
+            use super::generic::{attention, attention_q8, ceilings, gemm_float, gemm_int, rows};
             use super::{ActBlock, AttentionArgs, GemmArgs, Row};
             use crate::spec::Activation;
 
@@ -243,12 +265,16 @@ macro_rules! instantiate {
                 unsafe { gemm_int::gemm::<S, Q4, $ip, $it>(args) }
             }
             $(#[$feature])*
-            unsafe fn attend_f32(args: &AttentionArgs) {
-                unsafe { attention::attention::<S, attention::Single, $q, $k, $v>(args) }
+            unsafe fn attend_f32(args: &AttentionArgs<'_>) {
+                unsafe { attention::attention::<S, attention::Floats<f32>, $q, $k, $v, $k1, $v1>(args) }
             }
             $(#[$feature])*
-            unsafe fn attend_f16(args: &AttentionArgs) {
-                unsafe { attention::attention::<S, attention::Half, $q, $k, $v>(args) }
+            unsafe fn attend_f16(args: &AttentionArgs<'_>) {
+                unsafe { attention::attention::<S, attention::Floats<u16>, $q, $k, $v, $k1, $v1>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn attend_q8(args: &AttentionArgs<'_>) {
+                unsafe { attention::attention::<S, attention_q8::Bytes, $bq, $bk, $bv, $bk1, $bv1>(args) }
             }
             $(#[$feature])*
             unsafe fn layer_norm(x: *const f32, n: usize, w: *const f32, b: *const f32, eps: f32, out: *mut f32) {
@@ -261,6 +287,10 @@ macro_rules! instantiate {
             $(#[$feature])*
             unsafe fn to_f16(x: *const f32, n: usize, out: *mut u16) {
                 unsafe { rows::to_f16::<S>(x, n, out) }
+            }
+            $(#[$feature])*
+            unsafe fn to_q8(x: *const f32, n: usize, out: *mut i8) -> u16 {
+                unsafe { rows::to_q8::<S>(x, n, out) }
             }
             $(#[$feature])*
             unsafe fn activate(kind: Activation, x: *mut f32, n: usize) {
@@ -285,10 +315,11 @@ macro_rules! instantiate {
                 f16: [f16_one, f16_many],
                 q8: [q8_one, q8_many],
                 q4: [q4_one, q4_many],
-                attention: [attend_f32, attend_f16],
+                attention: [attend_f32, attend_f16, attend_q8],
                 layer_norm,
                 quantize,
                 to_f16,
+                to_q8,
                 activate,
                 exp_sum,
                 read,
@@ -301,23 +332,23 @@ macro_rules! instantiate {
     };
 }
 
-instantiate!(scalar_row, crate::kernels::scalar::Scalar, int 1 x 1, float 1 x 1, attention 1 1 1, peak 1 x 1);
+instantiate!(scalar_row, crate::kernels::scalar::Scalar, int 1 x 1, float 1 x 1, attention 1 1 1, one 1 1, in bytes 1 1 1, one 1 1, peak 1 x 1);
 #[cfg(target_arch = "x86_64")]
 instantiate!(avx2_row, crate::kernels::x86_64::avx2::Avx2,
     #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
-    int 1 x 4, float 1 x 6, attention 4 1 1, peak 2 x 2);
+    int 1 x 4, float 1 x 6, attention 4 1 1, one 4 4, in bytes 2 1 1, one 2 2, peak 2 x 2);
 #[cfg(target_arch = "x86_64")]
 instantiate!(avx512_row, crate::kernels::x86_64::avx512::Avx512,
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
-    int 2 x 6, float 2 x 8, attention 6 4 4, peak 4 x 5);
+    int 2 x 6, float 2 x 8, attention 6 4 4, one 4 4, in bytes 4 2 2, one 4 4, peak 4 x 5);
 #[cfg(target_arch = "aarch64")]
 instantiate!(neon_row, crate::kernels::aarch64::neon::Neon<crate::kernels::aarch64::neon::Widening>,
     #[target_feature(enable = "neon")]
-    int 1 x 3, float 1 x 6, attention 6 1 1, peak 2 x 2);
+    int 1 x 3, float 1 x 6, attention 6 1 1, one 4 4, in bytes 3 1 1, one 2 2, peak 2 x 2);
 #[cfg(target_arch = "aarch64")]
 instantiate!(dotprod_row, crate::kernels::aarch64::neon::Neon<crate::kernels::aarch64::neon::Sdot>,
     #[target_feature(enable = "neon,dotprod")]
-    int 1 x 4, float 1 x 6, attention 6 1 1, peak 2 x 2);
+    int 1 x 4, float 1 x 6, attention 6 1 1, one 4 4, in bytes 3 1 1, one 2 2, peak 2 x 2);
 
 /// An instruction set that this processor runs.
 #[derive(Clone, Copy)]
@@ -497,6 +528,16 @@ impl Kernels {
         assert_eq!(x.len(), out.len(), "as many halves as floats");
         // SAFETY: `self` proves the features; lengths asserted.
         unsafe { (self.row.to_f16)(x.as_ptr(), x.len(), out.as_mut_ptr()) }
+    }
+
+    /// Quantizes to 8 bits with one scale, whose f16 bits are returned. `out` is padded to 16; the padding is 0.
+    ///
+    /// # Panics
+    /// When the lengths do not fit together.
+    pub fn to_q8(self, x: &[f32], out: &mut [i8]) -> u16 {
+        assert_eq!(out.len(), x.len().next_multiple_of(PANEL_ROWS), "as many bytes as floats");
+        // SAFETY: `self` proves the features; lengths asserted.
+        unsafe { (self.row.to_q8)(x.as_ptr(), x.len(), out.as_mut_ptr()) }
     }
 
     /// Applies an activation function in place.

@@ -1,6 +1,7 @@
 //! Every instruction set against the scalar one, bit for bit; the scalar one against plain arithmetic in f64.
 
 use super::*;
+use crate::kv_cache::{self, KvCache, Part};
 use crate::threads::Pool;
 use proptest::prelude::*;
 
@@ -131,19 +132,89 @@ proptest! {
 
     #[test]
     fn attention_has_the_same_bits_on_every_isa_and_for_any_grouping(
-        head_dim in 1usize..80, first in 0usize..150, n in 1usize..20, seed: u64
+        head_dim in 1usize..80, first in 0usize..600, n in 1usize..20, seed: u64
     ) {
-        let expected = attend((*all().last().unwrap(), CacheType::F16), head_dim, first, n, seed, n);
-        for k in all() {
-            for (together, cache_type) in [(1, CacheType::F16), (2, CacheType::F32), (n, CacheType::F16), (n, CacheType::F32)] {
-                let found = attend((k, cache_type), head_dim, first, n, seed, together);
-                prop_assert_eq!(bits(&found), bits(&expected), "{} {} at a time in {:?}", k.name(), together, cache_type);
+        let scalar = *all().last().unwrap();
+        for cache_type in CacheType::ALL {
+            let expected = attend((scalar, cache_type), head_dim, first, n, seed, n);
+            for k in all() {
+                for together in [1, 2, n] {
+                    let found = attend((k, cache_type), head_dim, first, n, seed, together);
+                    prop_assert_eq!(bits(&found), bits(&expected), "{} {} at a time in {:?}", k.name(), together, cache_type);
+                }
             }
+        }
+    }
+
+    #[test]
+    fn a_byte_and_its_scale_are_within_half_a_step(n in 1usize..100, seed: u64, exponent in -30i32..18) {
+        let x: Vec<f32> = values(n, seed).iter().map(|v| v * 2f32.powi(exponent)).collect();
+        let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let mut expected = None;
+        for k in all() {
+            let mut q = vec![5; n.next_multiple_of(PANEL_ROWS)];
+            let bits = k.to_q8(&x, &mut q);
+            let scale = half::f16::from_bits(bits).to_f32();
+            // A scale that was rounded down: the largest value may be more than 127 steps.
+            let step = scale + (largest - 127.0 * scale).max(0.0) * 2.0;
+            prop_assert!((scale - largest / 127.0).abs() <= largest / 127.0 / 2048.0 + 2f32.powi(-25), "{scale}");
+            for (x, &q) in x.iter().zip(&q) {
+                prop_assert!((x - f32::from(q) * scale).abs() <= step * 0.501, "{x} is {q} of {scale}");
+            }
+            prop_assert!(q[n..].iter().all(|&q| q == 0));
+            let found = (bits, q);
+            prop_assert_eq!(&found, expected.get_or_insert_with(|| found.clone()), "{}", k.name());
+        }
+    }
+
+    #[test]
+    fn attention_in_bytes_is_as_near_as_its_steps(head_dim in 1usize..100, first in 0usize..300, seed: u64) {
+        let scalar = *all().last().unwrap();
+        let found = attend((scalar, CacheType::Q8), head_dim, first, 1, seed, 1);
+        let exact = attend((scalar, CacheType::F32), head_dim, first, 1, seed, 1);
+        let (q, kv) = operands(head_dim, first + 1, 1, seed);
+        let largest = |x: &[f32]| x.iter().fold(0f32, |m, v| m.max(v.abs()));
+        // A key is off by half a step in each dimension (and a rounded scale), the query by 2^-15 of its largest.
+        let (mut off, mut most) = (0f32, 0f32);
+        for row in kv.chunks_exact(2 * head_dim) {
+            let step = largest(&row[..head_dim]) / 127.0 * 1.01;
+            let sum = q.iter().map(|v| v.abs()).sum::<f32>();
+            let query = largest(&q) / 32000.0 * row[..head_dim].iter().map(|v| v.abs()).sum::<f32>();
+            off = off.max(SCALE * (step * 0.5 * sum + query));
+            most = most.max(largest(&row[head_dim..]));
+        }
+        // Probabilities are then off by at most this factor, values by half a step, weights by 2^-14 of the largest.
+        let bound = most * ((2.0 * off).exp_m1().min(2.0) + 0.51 / 127.0 + (first + 1) as f32 / 16000.0);
+        for (a, b) in found.iter().zip(&exact) {
+            prop_assert!((a - b).abs() <= bound, "{a} is not {b} within {bound}");
         }
     }
 }
 
-/// Attention of `n` queries from position `first`, `together` at a time, over keys and values that are f16 numbers.
+/// What scores are multiplied by.
+const SCALE: f32 = 0.3;
+
+/// `[n][head_dim]` queries, and `[positions][2][head_dim]` keys and values, all of which are f16 numbers.
+fn operands(head_dim: usize, positions: usize, n: usize, seed: u64) -> (Vec<f32>, Vec<f32>) {
+    let kv = values(positions * 2 * head_dim, seed).into_iter().map(|v| half::f16::from_f32(v).to_f32());
+    (values(n * head_dim, seed ^ 2), kv.collect())
+}
+
+/// A spec of one layer with one head.
+fn one_head(head_dim: usize) -> crate::spec::Spec {
+    serde_json::from_value(serde_json::json!({
+        "family": "test", "vocab_size": 50, "n_layers": 1, "d_model": 24, "context_length": 400,
+        "position": { "kind": "learned" },
+        "norm": { "kind": "layer_norm", "eps": 1e-5 },
+        "attention": { "n_heads": 1, "n_kv_heads": 1, "head_dim": head_dim, "scale": SCALE,
+            "scale_by_inverse_layer": false, "qkv_bias": true, "out_bias": true },
+        "mlp": { "ffn_dim": 96, "activation": "gelu_erf", "bias": true },
+        "residual": "sequential", "head": "untied",
+    }))
+    .unwrap()
+}
+
+/// Attention of `n` queries from position `first`, `together` at a time.
 fn attend(
     (kernels, cache_type): (Kernels, CacheType),
     head_dim: usize,
@@ -152,60 +223,78 @@ fn attend(
     seed: u64,
     together: usize,
 ) -> Vec<f32> {
-    let positions = (first + n).next_multiple_of(KEYS);
-    let v_stride = head_dim.next_multiple_of(PANEL_ROWS);
-    let half = |x: Vec<f32>| {
-        let halves = x.iter().map(|&v| half::f16::from_f32(v));
-        match cache_type {
-            CacheType::F16 => halves.flat_map(half::f16::to_le_bytes).collect::<Vec<u8>>(),
-            CacheType::F32 => halves.flat_map(|h| h.to_f32().to_le_bytes()).collect(),
-        }
-    };
-    let k = half(values(positions * head_dim, seed));
-    let v = half(values(positions * v_stride, seed ^ 1));
-    // The head's blocks lie somewhere in each page.
-    let at = 128;
-    let (k_len, v_len) = (KEYS * head_dim * cache_type.bytes(), KEYS * v_stride * cache_type.bytes());
-    let pages: Vec<Page> = k
-        .chunks(k_len)
-        .zip(v.chunks(v_len))
-        .map(|(k, v)| {
-            let mut page = Page::new(at + k_len + v_len).unwrap();
-            page.bytes_mut().unwrap()[at..].copy_from_slice(&[k, v].concat());
-            page
-        })
-        .collect();
-    let cache = HeadCache { cache_type, head_dim, pages: &pages, at };
-    let q = values(n * head_dim, seed ^ 2);
+    let positions = first + n;
+    let (q, kv) = operands(head_dim, positions, n, seed);
+    let mut pool = Pool::new(1).unwrap();
+    let mut cache = KvCache::new(&one_head(head_dim), cache_type, positions).unwrap();
+    let mut parts = [Part { cache: &mut cache, positions: 0..positions, row: 0 }];
+    kv_cache::store((kernels, &mut pool), 0, &mut parts, (&kv, 2 * head_dim));
+    let head = cache.head(0, 0);
     let mut out = vec![0.0; n * head_dim];
-    Pool::new(1).unwrap().run_blocks(&mut out, head_dim, together, head_dim, &|rows, _, mut block| {
-        kernels.attention((&q[rows.start * head_dim..], head_dim), first + rows.start, 0.3, cache, &mut block);
+    pool.run_blocks(&mut out, head_dim, together, head_dim, &|rows, _, mut block| {
+        kernels.attention((&q[rows.start * head_dim..], head_dim), first + rows.start, SCALE, head, &mut block);
     });
     out
 }
 
 #[test]
 fn attention_is_right() {
-    let (head_dim, first, n, seed) = (20, 100, 3, 5);
-    let found = attend((*all().last().unwrap(), CacheType::F16), head_dim, first, n, seed, n);
-    let positions = (first + n).next_multiple_of(KEYS);
-    let round = |x: Vec<f32>| x.iter().map(|&v| f64::from(half::f16::from_f32(v).to_f32())).collect::<Vec<_>>();
-    let k = round(values(positions * head_dim, seed));
-    let v = round(values(positions * 32, seed ^ 1));
-    let q = values(n * head_dim, seed ^ 2);
-    for i in 0..n {
-        let score = |j: usize| {
-            (0..head_dim)
-                .map(|d| f64::from(q[i * head_dim + d]) * k[(j / 16 * head_dim + d) * 16 + j % 16])
-                .sum::<f64>()
-                * 0.3
-        };
-        let weights: Vec<f64> = (0..=first + i).map(|j| score(j).exp()).collect();
-        for d in 0..head_dim {
-            let exact =
-                weights.iter().enumerate().map(|(j, w)| w * v[j * 32 + d]).sum::<f64>() / weights.iter().sum::<f64>();
-            let error = (f64::from(found[i * head_dim + d]) - exact).abs();
-            assert!(error < 3e-5, "query {i} dimension {d}: off by {error}");
+    let (head_dim, first, n, seed) = (20, 600, 3, 5);
+    let (q, kv) = operands(head_dim, first + n, n, seed);
+    for (cache_type, allowed) in [(CacheType::F32, 3e-5), (CacheType::F16, 3e-5), (CacheType::Q8, 2e-3)] {
+        let found = attend((*all().last().unwrap(), cache_type), head_dim, first, n, seed, n);
+        // What the cache holds: bytes of a scale for each key and each value.
+        let kept: Vec<f64> = kv
+            .chunks_exact(head_dim)
+            .flat_map(|x| {
+                let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+                let scale = half::f16::from_f32(largest / 127.0).to_f64();
+                x.iter().map(move |&x| {
+                    let x = f64::from(x);
+                    if cache_type == CacheType::Q8 {
+                        (x / scale).round_ties_even().clamp(-127.0, 127.0) * scale
+                    } else {
+                        x
+                    }
+                })
+            })
+            .collect();
+        for i in 0..n {
+            let row = |j: usize| &kept[j * 2 * head_dim..][..2 * head_dim];
+            let score = |j: usize| {
+                (0..head_dim).map(|d| f64::from(q[i * head_dim + d]) * row(j)[d]).sum::<f64>() * f64::from(SCALE)
+            };
+            let weights: Vec<f64> = (0..=first + i).map(|j| score(j).exp()).collect();
+            for d in 0..head_dim {
+                let sum: f64 = weights.iter().enumerate().map(|(j, w)| w * row(j)[head_dim + d]).sum();
+                let exact = sum / weights.iter().sum::<f64>();
+                let error = (f64::from(found[i * head_dim + d]) - exact).abs();
+                assert!(error < allowed, "{cache_type:?}, query {i} dimension {d}: off by {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn damage_in_a_cache_of_bytes_shows() {
+    let (head_dim, first) = (20, 70);
+    for k in all() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut q = vec![0; 32];
+            let mut x = values(head_dim, 1);
+            x[17] = bad;
+            assert!(half::f16::from_bits(k.to_q8(&x, &mut q)).is_nan(), "{} {bad}", k.name());
+            let (q, mut kv) = operands(head_dim, first + 1, 1, 1);
+            kv[30 * 2 * head_dim + head_dim + 3] = bad;
+            let mut pool = Pool::new(1).unwrap();
+            let mut cache = KvCache::new(&one_head(head_dim), CacheType::Q8, first + 1).unwrap();
+            let mut parts = [Part { cache: &mut cache, positions: 0..first + 1, row: 0 }];
+            kv_cache::store((k, &mut pool), 0, &mut parts, (&kv, 2 * head_dim));
+            let mut out = vec![0.0; head_dim];
+            pool.run_blocks(&mut out, head_dim, 1, head_dim, &|_, _, mut block| {
+                k.attention((&q, head_dim), first, SCALE, cache.head(0, 0), &mut block);
+            });
+            assert!(out.iter().all(|v| v.is_nan()), "{} {bad}", k.name());
         }
     }
 }

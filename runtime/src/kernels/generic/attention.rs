@@ -1,241 +1,282 @@
-//! Causal attention of consecutive queries of one head over the cache, block by block with a running softmax
+//! Causal attention of consecutive queries of one head over the cache, chunk by chunk with a running softmax
 //! (Milakov & Gimelshein 2018, arXiv:1805.02867), so no matrix of scores is ever made.
 //!
-//! Blocks start at multiples of [`KEYS`] positions counted from the start of the text. A query therefore sees the same
-//! sums in the same order whether it is computed alone or with others.
+//! Chunks start at multiples of [`CHUNK`] positions counted from the start of the text. Each has a softmax of its own, and
+//! chunks are merged in order. A query therefore sees the same sums in the same order whether it is computed alone or
+//! with others, and whether one thread does all of its chunks or several do some each (Dao et al. 2023, "flash-decoding").
+//! A chunk is several blocks long because a softmax has a long chain of dependent steps, whatever its length.
 
 use super::math::exp;
 use crate::kernels::AttentionArgs;
 use crate::kernels::simd::{LANES, Simd};
 use crate::spec::MAX_HEAD_DIM;
+use std::marker::PhantomData;
 
-/// Positions of a block; the cache is padded to a multiple of it.
+/// Positions of a block: a page of the cache holds so many.
 pub(crate) const KEYS: usize = 64;
 const KEY_TILES: usize = KEYS / LANES;
+/// Positions whose softmax is taken together.
+pub(crate) const CHUNK: usize = 256;
+pub(super) const CHUNK_BLOCKS: usize = CHUNK / KEYS;
 /// Heads up to this are narrow.
 const NARROW: usize = 128;
 
-/// How keys and values are kept.
-pub(in crate::kernels) trait Element<S: Simd> {
-    /// One number.
-    type Raw;
-    /// The 16 numbers at `p`.
-    unsafe fn load(p: *const Self::Raw) -> S::F;
+/// How keys and values are kept in a block, and how they meet queries and probabilities.
+pub(in crate::kernels) trait Kept<S: Simd> {
+    /// `Q` queries, ready for products.
+    type Queries<const Q: usize, const D: usize>;
+    /// Probabilities of a chunk for `Q` queries, ready for products.
+    type Weights<const Q: usize>;
+
+    /// Bytes of a block before its values.
+    fn values_at(head_dim: usize) -> usize;
+    /// Asks for what a block holds besides keys and values.
+    unsafe fn ask_for_scales(block: *const u8, head_dim: usize);
+    /// The queries from `query` on.
+    unsafe fn queries<const Q: usize, const D: usize>(args: &AttentionArgs<'_>, query: usize) -> Self::Queries<Q, D>;
+    /// Scores of the 16 keys of each of `K` tiles of the block at `block`; meanwhile as many bytes from `ahead` on are
+    /// asked for.
+    unsafe fn score<const Q: usize, const D: usize, const K: usize>(
+        queries: &Self::Queries<Q, D>,
+        head_dim: usize,
+        block: *const u8,
+        tile: usize,
+        ahead: *const u8,
+    ) -> [[S::F; K]; Q];
+    /// No weights.
+    fn no_weights<const Q: usize>() -> Self::Weights<Q>;
+    /// Makes weights of query `i` from its probabilities, which may be overwritten, for `counts.1` positions of a chunk of
+    /// which the first `counts.0` count.
+    unsafe fn weights<const Q: usize>(
+        weights: &mut Self::Weights<Q>,
+        i: usize,
+        probabilities: &mut [f32; CHUNK],
+        counts: (usize, usize),
+        blocks: &[*const u8; CHUNK_BLOCKS],
+        head_dim: usize,
+    );
+    /// `V` vectors of the weighted sum of the chunk's first `n` values.
+    unsafe fn weigh<const Q: usize, const V: usize>(
+        weights: &Self::Weights<Q>,
+        probabilities: &[[f32; CHUNK]; Q],
+        head_dim: usize,
+        blocks: &[*const u8; CHUNK_BLOCKS],
+        n: usize,
+        vector: usize,
+        ahead: *const u8,
+    ) -> [[S::F; V]; Q];
 }
 
-/// f16.
-pub(in crate::kernels) struct Half;
-
-impl<S: Simd> Element<S> for Half {
-    type Raw = u16;
-    #[inline(always)]
-    unsafe fn load(p: *const u16) -> S::F {
-        // SAFETY: passed on.
-        unsafe { S::load_f16(p) }
-    }
-}
-
-/// f32.
-pub(in crate::kernels) struct Single;
-
-impl<S: Simd> Element<S> for Single {
-    type Raw = f32;
-    #[inline(always)]
-    unsafe fn load(p: *const f32) -> S::F {
-        // SAFETY: passed on.
-        unsafe { S::load(p) }
-    }
-}
-
-/// All queries, `Q` at a time; scores of `K` tiles of 16 keys and `V` vectors of the output are held in registers.
+/// All queries, `Q` at a time; scores of `K` tiles of 16 keys and `V` vectors of the output are held in registers, `K1` and
+/// `V1` for what is left, one at a time.
 #[inline(always)]
-pub(in crate::kernels) unsafe fn attention<S: Simd, E: Element<S>, const Q: usize, const K: usize, const V: usize>(
+pub(in crate::kernels) unsafe fn attention<
+    S: Simd,
+    C: Kept<S>,
+    const Q: usize,
+    const K: usize,
+    const V: usize,
+    const K1: usize,
+    const V1: usize,
+>(
     args: &AttentionArgs<'_>,
 ) {
     // SAFETY: passed on.
     unsafe {
         // Most heads are narrow: clearing room for the widest would cost them a tenth of their time.
         if args.cache.head_dim <= NARROW {
-            groups::<S, E, Q, K, V, NARROW>(args);
+            groups::<S, C, Q, K, V, K1, V1, NARROW>(args);
         } else {
-            groups::<S, E, Q, K, V, MAX_HEAD_DIM>(args);
+            groups::<S, C, Q, K, V, K1, V1, MAX_HEAD_DIM>(args);
         }
     }
 }
 
 /// The same for heads of up to `D`.
 #[inline(always)]
-unsafe fn groups<S: Simd, E: Element<S>, const Q: usize, const K: usize, const V: usize, const D: usize>(
+unsafe fn groups<
+    S: Simd,
+    C: Kept<S>,
+    const Q: usize,
+    const K: usize,
+    const V: usize,
+    const K1: usize,
+    const V1: usize,
+    const D: usize,
+>(
     args: &AttentionArgs<'_>,
 ) {
     let mut query = 0;
     // SAFETY: the caller's arguments cover all queries, and the keys and values up to the last of them.
     unsafe {
         while query + Q <= args.n_queries {
-            Group::<S, Q, D>::new(args, query).run::<E, K, V>();
+            Group::<S, C, Q, D>::new(args, query).run::<K, V>();
             query += Q;
         }
         while query < args.n_queries {
-            Group::<S, 1, D>::new(args, query).run::<E, KEY_TILES, V>();
+            Group::<S, C, 1, D>::new(args, query).run::<K1, V1>();
             query += 1;
         }
     }
 }
 
 /// `Q` consecutive queries.
-struct Group<'a, S: Simd, const Q: usize, const D: usize> {
+struct Group<'a, S: Simd, C: Kept<S>, const Q: usize, const D: usize> {
     args: &'a AttentionArgs<'a>,
     /// The first query's number.
     query: usize,
-    /// The queries, scaled.
-    q: [[f32; D]; Q],
-    /// Scores, then probabilities, of a block.
-    scores: [[f32; KEYS]; Q],
+    queries: C::Queries<Q, D>,
+    /// Scores, then probabilities, of a chunk.
+    scores: [[f32; CHUNK]; Q],
+    weights: C::Weights<Q>,
     /// Weighted sums of values.
     sums: [[f32; D]; Q],
     /// The largest score so far, and the sum of the exponentials against it.
     largest: [f32; Q],
     total: [f32; Q],
-    lanes: std::marker::PhantomData<S>,
+    lanes: PhantomData<S>,
 }
 
-impl<'a, S: Simd, const Q: usize, const D: usize> Group<'a, S, Q, D> {
+impl<'a, S: Simd, C: Kept<S>, const Q: usize, const D: usize> Group<'a, S, C, Q, D> {
     #[inline(always)]
     unsafe fn new(args: &'a AttentionArgs<'a>, query: usize) -> Self {
-        let mut q = [[0.0; D]; Q];
-        for i in 0..Q {
-            for d in 0..args.cache.head_dim {
-                // SAFETY: the caller's queries have `head_dim` elements each.
-                q[i][d] = args.scale * unsafe { *args.q.add((query + i) * args.q_stride + d) };
-            }
-        }
         Self {
             args,
             query,
-            q,
-            scores: [[0.0; KEYS]; Q],
+            // SAFETY: the caller's queries are as many.
+            queries: unsafe { C::queries(args, query) },
+            scores: [[0.0; CHUNK]; Q],
+            weights: C::no_weights(),
             sums: [[0.0; D]; Q],
             largest: [f32::NEG_INFINITY; Q],
             total: [0.0; Q],
-            lanes: std::marker::PhantomData,
+            lanes: PhantomData,
         }
     }
 
     #[inline(always)]
-    unsafe fn run<E: Element<S>, const K: usize, const V: usize>(&mut self) {
-        let first = self.args.first_position + self.query;
-        let n_keys = first + Q;
-        // SAFETY: the arguments cover the keys and values of `n_keys` positions, rounded up to a block.
+    unsafe fn run<const K: usize, const V: usize>(&mut self) {
+        let n_keys = self.args.first_position + self.query + Q;
+        // SAFETY: the arguments cover the keys and values of `n_keys` positions.
         unsafe {
-            for base in (0..n_keys).step_by(KEYS) {
-                let (keys, values) = self.args.cache.block(base / KEYS);
-                let (keys, values) = (keys.cast::<E::Raw>(), values.cast::<E::Raw>());
-                for tile in (0..KEY_TILES).step_by(K) {
-                    if base + tile * LANES < n_keys {
-                        self.score::<E, K>(keys, tile);
-                    }
-                }
-                for i in 0..Q {
-                    self.soften(i, (first + i + 1).saturating_sub(base).min(KEYS));
-                }
-                let n_values = KEYS.min(n_keys - base);
-                let vectors = self.args.cache.head_dim.div_ceil(LANES);
-                let whole = vectors / V * V;
-                for vector in (0..whole).step_by(V) {
-                    self.weigh::<E, V>(values, n_values, vector);
-                }
-                for vector in whole..vectors {
-                    self.weigh::<E, 1>(values, n_values, vector);
-                }
+            for base in (0..n_keys).step_by(CHUNK) {
+                self.chunk::<K, V>(base, CHUNK.min(n_keys - base));
             }
             self.finish();
         }
     }
 
-    /// Scores of the 16 keys of each of `K` tiles.
+    /// Adds the chunk at `base`, of which the last query sees `n_keys` positions.
     #[inline(always)]
-    unsafe fn score<E: Element<S>, const K: usize>(&mut self, keys: *const E::Raw, tile: usize) {
-        let tile_len = self.args.cache.head_dim * LANES;
-        // SAFETY: `keys` is a whole block.
+    unsafe fn chunk<const K: usize, const V: usize>(&mut self, base: usize, n_keys: usize) {
+        let head_dim = self.args.cache.head_dim;
+        let n_blocks = n_keys.div_ceil(KEYS);
+        let mut blocks = [std::ptr::null(); CHUNK_BLOCKS];
+        for (b, block) in blocks.iter_mut().enumerate().take(n_blocks) {
+            *block = self.args.cache.block(base / KEYS + b);
+            // SAFETY: the features are the caller's promise.
+            unsafe { C::ask_for_scales(*block, head_dim) };
+        }
+        // SAFETY: the blocks up to `n_keys` positions are there.
         unsafe {
-            let keys = keys.add(tile * tile_len);
-            let mut dots = [[S::splat(0.0); K]; Q];
-            for d in 0..self.args.cache.head_dim {
-                for k in 0..K {
-                    let key = E::load(keys.add(k * tile_len + d * LANES));
-                    for i in 0..Q {
-                        dots[i][k] = S::fma(key, S::splat(self.q[i][d]), dots[i][k]);
+            for (b, &block) in blocks.iter().enumerate().take(n_blocks) {
+                let ahead = if b + 1 < n_blocks { blocks[b + 1] } else { blocks[0].add(C::values_at(head_dim)) };
+                for tile in (0..KEY_TILES).step_by(K) {
+                    let at = b * KEYS + tile * LANES;
+                    if at < n_keys {
+                        let scores = C::score::<Q, D, K>(&self.queries, head_dim, block, tile, ahead);
+                        for i in 0..Q {
+                            for k in 0..K {
+                                S::store(self.scores[i].as_mut_ptr().add(at + k * LANES), scores[i][k]);
+                            }
+                        }
                     }
                 }
             }
+            let mut counts = [0; Q];
+            let mut fades = [(1.0, 0.0); Q];
             for i in 0..Q {
-                for k in 0..K {
-                    S::store(self.scores[i].as_mut_ptr().add((tile + k) * LANES), dots[i][k]);
-                }
+                counts[i] = (self.args.first_position + self.query + i + 1).saturating_sub(base).min(CHUNK);
+                fades[i] = self.soften(i, counts[i], n_keys);
+                C::weights(&mut self.weights, i, &mut self.scores[i], (counts[i], n_keys), &blocks, head_dim);
+            }
+            // What comes after these values is the next chunk's first block, or the next head's.
+            let next = base / KEYS + CHUNK_BLOCKS;
+            let more = base + n_keys < self.args.first_position + self.query + Q;
+            let ahead = if more { self.args.cache.block(next) } else { self.args.cache.after() };
+            let vectors = head_dim.div_ceil(LANES);
+            let whole = vectors / V * V;
+            for vector in (0..whole).step_by(V) {
+                self.add::<V>(&counts, &fades, &blocks, n_keys, vector, ahead);
+            }
+            for vector in whole..vectors {
+                self.add::<1>(&counts, &fades, &blocks, n_keys, vector, ahead);
             }
         }
     }
 
-    /// Turns query `i`'s scores of a block, of which the first `n` count, into exponentials; rescales what was summed.
+    /// Turns query `i`'s scores of a chunk, of which the first `n` of `n_keys` count, into exponentials. What was summed
+    /// before and what this chunk adds are to be multiplied by the two numbers returned.
     #[inline(always)]
-    unsafe fn soften(&mut self, i: usize, n: usize) {
+    unsafe fn soften(&mut self, i: usize, n: usize, n_keys: usize) -> (f32, f32) {
         let scores = &mut self.scores[i];
-        if n == 0 {
-            *scores = [0.0; KEYS];
-            return;
+        if n < n_keys || !n.is_multiple_of(LANES) {
+            scores[n..n_keys.next_multiple_of(LANES)].fill(f32::NEG_INFINITY);
         }
-        scores[n..].fill(f32::NEG_INFINITY);
-        // SAFETY: `scores` holds `KEY_TILES` vectors.
+        let p = scores.as_mut_ptr();
+        // SAFETY: `scores` holds the tiles of `n` positions.
         unsafe {
-            let at = |tile: usize| scores.as_ptr().add(tile * LANES);
-            let mut most = S::load(at(0));
-            for tile in 1..KEY_TILES {
-                most = S::max(most, S::load(at(tile)));
+            let tiles = n.div_ceil(LANES);
+            let mut most = S::splat(f32::NEG_INFINITY);
+            for tile in 0..tiles {
+                most = S::max(most, S::load(p.add(tile * LANES)));
             }
-            let (before, now) = (self.largest[i], S::largest(most));
-            let largest = if before > now { before } else { now };
+            let largest = S::largest(most);
             let mut total = S::splat(0.0);
-            for tile in 0..KEY_TILES {
-                let e = exp::<S>(S::sub(S::load(scores.as_ptr().add(tile * LANES)), S::splat(largest)));
+            for tile in 0..tiles {
+                let e = exp::<S>(S::sub(S::load(p.add(tile * LANES)), S::splat(largest)));
                 total = S::add(total, e);
-                S::store(scores.as_mut_ptr().add(tile * LANES), e);
+                S::store(p.add(tile * LANES), e);
             }
-            let correction = S::to_array(exp::<S>(S::splat(before - largest)))[0];
-            self.largest[i] = largest;
-            self.total[i] = self.total[i].mul_add(correction, S::sum(total));
-            if correction != 1.0 {
-                for d in (0..self.args.cache.head_dim).step_by(LANES) {
-                    let sum = self.sums[i].as_mut_ptr().add(d);
-                    S::store(sum, S::mul(S::load(sum), S::splat(correction)));
-                }
+            for tile in tiles..n_keys.div_ceil(LANES) {
+                S::store(p.add(tile * LANES), S::splat(0.0));
             }
+            if n == 0 {
+                return (1.0, 0.0);
+            }
+            let before = self.largest[i];
+            let now = if before > largest { before } else { largest };
+            let fade = |x: f32| S::to_array(exp::<S>(S::splat(x - now)))[0];
+            let (old, new) = (fade(before), fade(largest));
+            self.largest[i] = now;
+            self.total[i] = self.total[i].mul_add(old, S::sum(total) * new);
+            (old, new)
         }
     }
 
-    /// Adds the values of a block's first `n` positions, weighted, to `V` vectors of the output.
+    /// Adds a chunk's weighted values to `V` vectors of the output.
     #[inline(always)]
-    unsafe fn weigh<E: Element<S>, const V: usize>(&mut self, values: *const E::Raw, n: usize, vector: usize) {
-        let stride = self.args.cache.head_dim.next_multiple_of(LANES);
-        // SAFETY: `values` is a whole block, each value padded to whole vectors.
+    unsafe fn add<const V: usize>(
+        &mut self,
+        counts: &[usize; Q],
+        fades: &[(f32, f32); Q],
+        blocks: &[*const u8; CHUNK_BLOCKS],
+        n_keys: usize,
+        vector: usize,
+        ahead: *const u8,
+    ) {
+        let head_dim = self.args.cache.head_dim;
+        // SAFETY: the blocks hold `n_keys` values, each padded to whole vectors.
         unsafe {
-            let values = values.add(vector * LANES);
-            let mut sums = [[S::splat(0.0); V]; Q];
+            let added = C::weigh::<Q, V>(&self.weights, &self.scores, head_dim, blocks, n_keys, vector, ahead);
             for i in 0..Q {
-                for v in 0..V {
-                    sums[i][v] = S::load(self.sums[i].as_ptr().add((vector + v) * LANES));
-                }
-            }
-            for j in 0..n {
-                for v in 0..V {
-                    let value = E::load(values.add(j * stride + v * LANES));
-                    for i in 0..Q {
-                        sums[i][v] = S::fma(value, S::splat(self.scores[i][j]), sums[i][v]);
+                // A query that sees nothing of the chunk.
+                if counts[i] > 0 {
+                    for v in 0..V {
+                        let sum = self.sums[i].as_mut_ptr().add((vector + v) * LANES);
+                        let new = S::mul(added[i][v], S::splat(fades[i].1));
+                        S::store(sum, S::fma(S::load(sum), S::splat(fades[i].0), new));
                     }
-                }
-            }
-            for i in 0..Q {
-                for v in 0..V {
-                    S::store(self.sums[i].as_mut_ptr().add((vector + v) * LANES), sums[i][v]);
                 }
             }
         }
@@ -244,11 +285,144 @@ impl<'a, S: Simd, const Q: usize, const D: usize> Group<'a, S, Q, D> {
     #[inline(always)]
     unsafe fn finish(&self) {
         for i in 0..Q {
-            let inverse = 1.0 / self.total[i];
-            for d in 0..self.args.cache.head_dim {
-                // SAFETY: the caller's output has `head_dim` elements for each query.
-                unsafe { *self.args.out.add((self.query + i) * self.args.out_stride + d) = self.sums[i][d] * inverse };
+            // SAFETY: the caller's output has `head_dim` elements for each query.
+            unsafe {
+                let inverse = 1.0 / self.total[i];
+                let out = self.args.out.add((self.query + i) * self.args.out_stride);
+                let full = self.args.cache.head_dim / LANES * LANES;
+                for d in (0..full).step_by(LANES) {
+                    S::store(out.add(d), S::mul(S::load(self.sums[i].as_ptr().add(d)), S::splat(inverse)));
+                }
+                for d in full..self.args.cache.head_dim {
+                    *out.add(d) = self.sums[i][d] * inverse;
+                }
             }
+        }
+    }
+}
+
+/// A number of 16 or 32 bits.
+pub(in crate::kernels) trait Number<S: Simd>: Copy {
+    /// The 16 numbers at `p`.
+    unsafe fn load(p: *const Self) -> S::F;
+}
+
+impl<S: Simd> Number<S> for u16 {
+    #[inline(always)]
+    unsafe fn load(p: *const u16) -> S::F {
+        // SAFETY: passed on.
+        unsafe { S::load_f16(p) }
+    }
+}
+
+impl<S: Simd> Number<S> for f32 {
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> S::F {
+        // SAFETY: passed on.
+        unsafe { S::load(p) }
+    }
+}
+
+/// As f16 (bits in `u16`) or f32: keys `[64 / 16][head_dim][16]`, values `[64][head_dim padded to 16]`.
+pub(in crate::kernels) struct Floats<E>(PhantomData<E>);
+
+impl<S: Simd, E: Number<S>> Kept<S> for Floats<E> {
+    type Queries<const Q: usize, const D: usize> = [[f32; D]; Q];
+    type Weights<const Q: usize> = ();
+
+    #[inline(always)]
+    fn values_at(head_dim: usize) -> usize {
+        KEYS * head_dim * size_of::<E>()
+    }
+
+    #[inline(always)]
+    unsafe fn ask_for_scales(_block: *const u8, _head_dim: usize) {}
+
+    #[inline(always)]
+    unsafe fn queries<const Q: usize, const D: usize>(args: &AttentionArgs<'_>, query: usize) -> [[f32; D]; Q] {
+        let mut q = [[0.0; D]; Q];
+        for i in 0..Q {
+            for d in 0..args.cache.head_dim {
+                // SAFETY: the caller's queries have `head_dim` elements each.
+                q[i][d] = args.scale * unsafe { *args.q.add((query + i) * args.q_stride + d) };
+            }
+        }
+        q
+    }
+
+    #[inline(always)]
+    unsafe fn score<const Q: usize, const D: usize, const K: usize>(
+        q: &[[f32; D]; Q],
+        head_dim: usize,
+        block: *const u8,
+        tile: usize,
+        ahead: *const u8,
+    ) -> [[S::F; K]; Q] {
+        let at = tile * head_dim * LANES;
+        // SAFETY: the block holds all tiles.
+        unsafe {
+            let keys = block.cast::<E>().add(at);
+            let ahead = ahead.cast::<E>().wrapping_add(at);
+            let mut dots = [[S::splat(0.0); K]; Q];
+            for d in 0..head_dim {
+                for k in 0..K {
+                    let number = (k * head_dim + d) * LANES;
+                    S::prefetch_second(ahead.wrapping_add(number).cast());
+                    let key = E::load(keys.add(number));
+                    for i in 0..Q {
+                        dots[i][k] = S::fma(key, S::splat(q[i][d]), dots[i][k]);
+                    }
+                }
+            }
+            dots
+        }
+    }
+
+    fn no_weights<const Q: usize>() {}
+
+    #[inline(always)]
+    unsafe fn weights<const Q: usize>(
+        (): &mut (),
+        _i: usize,
+        _probabilities: &mut [f32; CHUNK],
+        _counts: (usize, usize),
+        _blocks: &[*const u8; CHUNK_BLOCKS],
+        _head_dim: usize,
+    ) {
+    }
+
+    #[inline(always)]
+    unsafe fn weigh<const Q: usize, const V: usize>(
+        (): &(),
+        probabilities: &[[f32; CHUNK]; Q],
+        head_dim: usize,
+        blocks: &[*const u8; CHUNK_BLOCKS],
+        n: usize,
+        vector: usize,
+        ahead: *const u8,
+    ) -> [[S::F; V]; Q] {
+        let stride = head_dim.next_multiple_of(LANES);
+        let values_at = <Self as Kept<S>>::values_at(head_dim);
+        // SAFETY: the blocks hold `n` values, each padded to whole vectors.
+        unsafe {
+            let mut sums = [[S::splat(0.0); V]; Q];
+            for first in (0..n).step_by(KEYS) {
+                let b = first / KEYS;
+                let values = blocks[b].add(values_at).cast::<E>().add(vector * LANES);
+                let ahead = if first + KEYS < n { blocks[b + 1].wrapping_add(values_at) } else { ahead };
+                let ahead = ahead.cast::<E>().wrapping_add(vector * LANES);
+                for j in 0..KEYS.min(n - first) {
+                    for v in 0..V {
+                        let number = j * stride + v * LANES;
+                        S::prefetch_second(ahead.wrapping_add(number).cast());
+                        let value = E::load(values.add(number));
+                        for i in 0..Q {
+                            sums[i][v] = S::fma(value, S::splat(probabilities[i][first + j]), sums[i][v]);
+                        }
+                    }
+                }
+            }
+            sums
         }
     }
 }

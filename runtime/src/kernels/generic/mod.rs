@@ -6,6 +6,7 @@
 //! [`super`] assert that.
 
 pub(super) mod attention;
+pub(super) mod attention_q8;
 pub(super) mod ceilings;
 pub(super) mod gemm_float;
 pub(super) mod gemm_int;

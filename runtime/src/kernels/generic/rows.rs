@@ -108,6 +108,34 @@ pub(in crate::kernels) unsafe fn to_f16<S: Simd>(x: *const f32, n: usize, out: *
     }
 }
 
+/// Quantizes `n` values to 8 bits with one scale, the largest magnitude over 127 rounded to f16, whose bits are returned. `out` is
+/// padded to 16 with zeros. NaN and infinity make the scale NaN.
+#[inline(always)]
+pub(in crate::kernels) unsafe fn to_q8<S: Simd>(x: *const f32, n: usize, out: *mut i8) -> u16 {
+    // SAFETY: the caller's pointers cover `n` elements, `out` rounded up to 16; the last, partial vector goes through an array.
+    unsafe {
+        let whole = n / LANES * LANES;
+        let mut last = [0.0f32; LANES];
+        last[..n - whole].copy_from_slice(std::slice::from_raw_parts(x.add(whole), n - whole));
+        let at = |i: usize| S::load(if i < whole { x.add(i) } else { last.as_ptr() });
+        let (mut most, mut poison) = (S::splat(0.0), S::splat(0.0));
+        for i in (0..n).step_by(LANES) {
+            most = S::max(most, S::abs(at(i)));
+            poison = S::fma(at(i), S::splat(0.0), poison);
+        }
+        let mut bits = [0u16; LANES];
+        let scale = (S::largest(most) / 127.0).min(65504.0) + S::sum(poison);
+        S::store_f16(bits.as_mut_ptr(), S::splat(scale));
+        let rounded = S::to_array(S::load_f16(bits.as_ptr()))[0];
+        let inverse = S::splat(if rounded > 0.0 { 1.0 / rounded } else { 0.0 });
+        for i in (0..n).step_by(LANES) {
+            let q = S::round(S::mul(at(i), inverse));
+            S::store_i8(out.add(i), S::max(S::min(q, S::splat(127.0)), S::splat(-127.0)));
+        }
+        bits[0]
+    }
+}
+
 /// The largest of `n` values, and the sum of `e^(x - largest)`: f32 for 256 at a time, f64 beyond.
 #[inline(always)]
 pub(in crate::kernels) unsafe fn exp_sum<S: Simd>(x: *const f32, n: usize) -> (f32, f64) {
