@@ -1,11 +1,12 @@
 //! Kernels by themselves, on one thread: `cargo bench --bench kernels`.
 //!
 //! Matrix-vector products report bytes of weights per second, to be read against `ceiling/read`; products with many
-//! tokens report multiply-adds per second, against `ceiling/multiply` (q8, q4). `tidbit bench` measures whole models.
+//! tokens report multiply-adds per second, against `ceiling/multiply` (q8, q4); encoders report weights per second.
+//! `tidbit bench` measures whole models.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
-use tidbit_runtime::kernels::{self, ActBlock, Epilogue, Input};
+use tidbit_runtime::kernels::{self, ActBlock, Element, Epilogue, Input, Layout, Source};
 use tidbit_runtime::quant::{BLOCK, Matrix, PANEL_ROWS, QuantType};
 use tidbit_runtime::threads::Pool;
 
@@ -63,5 +64,26 @@ fn ceilings(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, products, ceilings);
+fn encoders(c: &mut Criterion) {
+    let values = values(ROWS * COLS);
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let starts: Vec<usize> = (0..ROWS).map(|row| row * COLS).collect();
+    let layouts = [("rows", Layout::Rows { starts: &starts }), ("columns", Layout::Columns { first: 0, stride: ROWS })];
+    let mut group = c.benchmark_group("encode");
+    group.throughput(Throughput::Elements((ROWS * COLS) as u64));
+    for quant in [QuantType::Q8, QuantType::Q4] {
+        let mut panels = vec![0; quant.matrix_bytes(ROWS, COLS).expect("a small matrix")];
+        for k in kernels::supported().into_iter().filter(|k| k.name() != "scalar") {
+            for (name, layout) in layouts {
+                let source = Source { bytes: &bytes, element: Element::F32, layout };
+                group.bench_function(BenchmarkId::new(format!("{quant} from {name}"), k.name()), |b| {
+                    b.iter(|| k.encode(quant, &source, [ROWS, COLS], &mut panels).expect("finite values"));
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, products, encoders, ceilings);
 criterion_main!(benches);

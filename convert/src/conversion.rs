@@ -6,17 +6,15 @@ use crate::family::{self, Described};
 use crate::mapping::{self, Mapping};
 use crate::plan::{NO_HASH, Plan};
 use crate::random::RandomRows;
-use crate::rows::{Rows, SourceRows, decode};
+use crate::rows::{Rows, SourceRows, element};
+use crate::stream::{self, Loaded, Room, Wanted};
 use crate::tokenizer::{self, StoredTokenizer};
 use crate::writer::{self, Job};
 use crate::{Cancel, Options, Progress, Report};
-use sha2::{Digest as _, Sha256};
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use tidbit_runtime::format::SourceFile;
-use tidbit_runtime::format::header::hex;
+use tidbit_runtime::kernels;
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::spec::Spec;
 
@@ -120,7 +118,10 @@ impl Checkpoint {
             let width = tensor.dtype.bitsize() as u64 / 8;
             let offset = tensor.offset + at as u64 * width;
             let bytes = read_range(self.weights.path_of(tensor), name, offset, out.len() as u64 * width)?;
-            decode(tensor.dtype, &bytes, 0, out);
+            let element = element(tensor.dtype);
+            for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(element.bytes())) {
+                *out = element.read(bytes);
+            }
             Ok(())
         };
         let (mut a, mut b) = (vec![0.0; 1 << 18], vec![0.0; 1 << 18]);
@@ -158,56 +159,48 @@ pub fn convert(
     writer::check_output(output, checkpoint.files.iter().map(PathBuf::as_path))?;
     let plan = checkpoint.plan(options.quant)?;
     checkpoint.check_spare_head(cancel)?;
-    let heads = checkpoint.spec().attention.n_heads;
-    let mut produce = |i: usize| -> Result<Box<dyn Rows>, ConvertError> {
-        // The plan lists the same tensors in the same order.
-        let mapped = &checkpoint.mapping.tensors[i];
-        Ok(Box::new(SourceRows::read(&checkpoint.weights, mapped, heads)?))
-    };
+    let kernels = kernels::active()?;
+    let (weights, mapped) = (&checkpoint.weights, &checkpoint.mapping.tensors);
     let job = Job {
         spec: checkpoint.spec(),
         plan: &plan,
         tokenizer: checkpoint.tokenizer.as_ref(),
         sources: checkpoint.sources.clone(),
+        kernels,
         cancel,
     };
-    // The sources' checksums are computed beside the conversion, from the same cached pages.
-    let stop = AtomicBool::new(false);
+    let heads = checkpoint.spec().attention.n_heads;
+    // The plan lists the same tensors in the same order.
+    let wanted =
+        mapped.iter().enumerate().map(|(index, t)| Wanted { index, name: &t.name, source: &t.source }).collect();
+    let room = Room::new(plan.largest_source_bytes);
+    let (send, receive) = mpsc::channel();
     let file_bytes = std::thread::scope(|scope| {
-        let hashing = scope.spawn(|| checkpoint.files.iter().map(|path| hashed(path, &stop, cancel)).collect());
-        let sources = || hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let written = writer::write(job, output, progress, &mut produce, sources);
-        stop.store(true, Ordering::Relaxed);
+        let reader = scope.spawn(|| {
+            // Moved in: the channel ends with the reader.
+            let send = send;
+            let read = stream::read(&checkpoint.files, weights, wanted, &room, &send, cancel);
+            read.map_err(|e| send.send(Err(e))).ok()
+        });
+        let mut tensors = receive.into_iter().map(|loaded| {
+            let Loaded { index, bytes } = loaded?;
+            Ok((index, Box::new(SourceRows::new(weights, &mapped[index], heads, bytes)) as Box<dyn Rows>))
+        });
+        let sources = || {
+            let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            read.ok_or(ConvertError::Cancelled)
+        };
+        let written = writer::write(job, output, progress, &mut tensors, sources);
+        room.close();
         written
     })?;
     Ok(Report { plan, file_bytes })
 }
 
-fn name_of(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
 fn unhashed(path: &Path) -> Result<SourceFile, ConvertError> {
     let bytes = std::fs::metadata(path).map_err(ConvertError::io(path))?.len();
-    Ok(SourceFile { name: name_of(path), bytes, sha256: NO_HASH.into() })
-}
-
-fn hashed(path: &Path, stop: &AtomicBool, cancel: Cancel<'_>) -> Result<SourceFile, ConvertError> {
-    let mut file = File::open(path).map_err(ConvertError::io(path))?;
-    let (mut hasher, mut buffer, mut bytes) = (Sha256::new(), vec![0; 1 << 20], 0);
-    loop {
-        cancel.check()?;
-        if stop.load(Ordering::Relaxed) {
-            return Err(ConvertError::Cancelled);
-        }
-        let n = file.read(&mut buffer).map_err(ConvertError::io(path))?;
-        if n == 0 {
-            break;
-        }
-        hasher.update(&buffer[..n]);
-        bytes += n as u64;
-    }
-    Ok(SourceFile { name: name_of(path), bytes, sha256: hex(&hasher.finalize()) })
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(SourceFile { name, bytes, sha256: NO_HASH.into() })
 }
 
 /// Writes a model of random weights with the spec's shapes: gains near 1, small biases, weights with a
@@ -228,11 +221,18 @@ pub fn write_random(
     let tensors = spec.tensors();
     let tokenizer = tokenizer_json.map(|json| StoredTokenizer::new(json.to_vec()));
     let plan = Plan::new(spec, quant, &vec![0; tensors.len()], tokenizer.as_ref(), &[]).map_err(error)?;
-    let mut produce = |i: usize| -> Result<Box<dyn Rows>, ConvertError> {
-        Ok(Box::new(RandomRows::new(seed, i, tensors[i].role, &tensors[i].name)))
+    let mut tensors = tensors.iter().enumerate().map(|(i, decl)| {
+        let rows: Box<dyn Rows> = Box::new(RandomRows::new(seed, i, decl.role, &decl.name));
+        Ok((i, rows))
+    });
+    let job = Job {
+        spec,
+        plan: &plan,
+        tokenizer: tokenizer.as_ref(),
+        sources: Vec::new(),
+        kernels: kernels::active()?,
+        cancel: Cancel(None),
     };
-    let tokenizer = tokenizer.as_ref();
-    let job = Job { spec, plan: &plan, tokenizer, sources: Vec::new(), cancel: Cancel(None) };
-    let file_bytes = writer::write(job, output, &mut (), &mut produce, || Ok(Vec::new()))?;
+    let file_bytes = writer::write(job, output, &mut (), &mut tensors, || Ok(Vec::new()))?;
     Ok(Report { plan, file_bytes })
 }

@@ -64,6 +64,9 @@ pub enum ConvertError {
         /// What is in the way.
         reason: String,
     },
+    /// The instruction set asked for cannot be had.
+    #[error(transparent)]
+    Isa(#[from] tidbit_runtime::error::IsaError),
     /// Stopped by the caller; nothing is left behind.
     #[error("cancelled")]
     Cancelled,

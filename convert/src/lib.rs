@@ -9,12 +9,13 @@
 //! | `mapping` | every source tensor accounted for |
 //! | `tokenizer` | `tokenizer.json`, or one built from vocabulary and merges |
 //! | `plan` | what will be written, before any weight is read |
-//! | `rows` | source tensors as rows of f32 |
+//! | `stream` | source files, each read once: tensors and checksums |
+//! | `rows` | tensors as rows of the model's matrices |
 //! | `writer` | encoding and writing, one tensor at a time |
 //! | `conversion` | all of it together |
 //!
-//! Source files are read, never mapped, and one tensor is held at a time: peak memory is the largest
-//! source tensor plus a few megabytes.
+//! Source files are read, never mapped, once and in their own order, a little ahead of the encoder: peak memory is the
+//! largest source tensor plus some 40 megabytes.
 
 #![forbid(unsafe_code)]
 
@@ -27,6 +28,7 @@ mod mapping;
 mod plan;
 mod random;
 mod rows;
+mod stream;
 mod tokenizer;
 mod writer;
 

@@ -1,9 +1,11 @@
 //! Models of random weights: the shapes of a real one without its download, for benchmarks.
 
 use crate::error::ConvertError;
-use crate::rows::Rows;
+use crate::rows::{Rows, Scratch};
+use std::ops::Range;
 use std::path::PathBuf;
 use tidbit_runtime::format::Stored;
+use tidbit_runtime::kernels::{Element, Layout, Source};
 use tidbit_runtime::spec::Role;
 
 /// Rows of random values: gains near 1, everything else around 0 with a deviation of 0.02.
@@ -25,11 +27,16 @@ impl RandomRows {
 }
 
 impl Rows for RandomRows {
-    fn fill(&self, first: usize, cols: usize, out: &mut [f32]) {
-        for (i, out) in out.iter_mut().enumerate() {
-            let bits = mix(self.seed.wrapping_add((first * cols + i) as u64));
+    fn source<'a>(&'a self, rows: Range<usize>, cols: usize, scratch: &'a mut Scratch) -> Source<'a> {
+        let Scratch { values, starts } = scratch;
+        values.resize(rows.len() * cols, 0.0);
+        for (i, out) in values.iter_mut().enumerate() {
+            let bits = mix(self.seed.wrapping_add((rows.start * cols + i) as u64));
             *out = self.mean + self.deviation * normal(bits);
         }
+        starts.clear();
+        starts.extend((0..rows.len()).map(|row| row * cols));
+        Source { bytes: bytemuck::must_cast_slice(values), element: Element::F32, layout: Layout::Rows { starts } }
     }
 
     fn refuse(&self, row: usize, col: usize, value: f32, stored: Stored) -> ConvertError {
@@ -60,13 +67,13 @@ mod tests {
     #[test]
     fn random_weights_have_the_stated_spread() {
         let rows = RandomRows::new(7, 3, Role::Projection, "layers.0.mlp.up.weight");
-        let mut values = vec![0.0; 100 * 1000];
-        rows.fill(0, 1000, &mut values);
+        let (mut scratch, mut other) = (Scratch::default(), Scratch::default());
+        rows.source(0..100, 1000, &mut scratch);
+        let values = &scratch.values;
         let mean = values.iter().sum::<f32>() / 1e5;
         let deviation = (values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / 1e5).sqrt();
         assert!(mean.abs() < 5e-4 && (deviation - 0.02).abs() < 5e-4, "{mean} {deviation}");
-        let mut again = vec![0.0; 3000];
-        rows.fill(50, 1000, &mut again);
-        assert_eq!(again, values[50_000..53_000]);
+        rows.source(50..53, 1000, &mut other);
+        assert_eq!(other.values, values[50_000..53_000]);
     }
 }

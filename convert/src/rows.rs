@@ -1,26 +1,35 @@
-//! The rows of a matrix `[out, in]` in f32, whatever the source: what the writer encodes.
+//! The rows of a matrix `[out, in]`, whatever the source: what the writer encodes.
 
-use crate::checkpoint::{Dtype, Weights, read_range};
+use crate::checkpoint::{Dtype, Weights};
 use crate::error::ConvertError;
 use crate::family::Order;
 use crate::mapping::Mapped;
-use half::{bf16, f16};
+use crate::stream::Buffer;
+use std::ops::Range;
 use std::path::PathBuf;
 use tidbit_runtime::format::Stored;
+use tidbit_runtime::kernels::{Element, Layout, Source};
 
-/// A tensor of the model, row by row. A vector has one column.
+/// A tensor of the model. A vector has one column.
 pub(crate) trait Rows: Sync {
-    /// Writes the rows from `first` on into `out` `[n, cols]`.
-    fn fill(&self, first: usize, cols: usize, out: &mut [f32]);
+    /// Some rows of `cols` elements, in place or in `scratch`.
+    fn source<'a>(&'a self, rows: Range<usize>, cols: usize, scratch: &'a mut Scratch) -> Source<'a>;
 
     /// The error for a value that cannot be stored, at its place in the source.
     fn refuse(&self, row: usize, col: usize, value: f32, stored: Stored) -> ConvertError;
 }
 
+/// Buffers of a thread that asks for rows.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    pub(crate) values: Vec<f32>,
+    pub(crate) starts: Vec<usize>,
+}
+
 /// A tensor of a checkpoint, in memory as it was in the file.
 pub(crate) struct SourceRows {
-    bytes: Vec<u8>,
-    dtype: Dtype,
+    bytes: Buffer,
+    element: Element,
     order: Order,
     /// Rows of the whole matrix.
     rows: usize,
@@ -31,22 +40,18 @@ pub(crate) struct SourceRows {
 }
 
 impl SourceRows {
-    /// Reads a tensor.
-    pub(crate) fn read(weights: &Weights, mapped: &Mapped, heads: usize) -> Result<Self, ConvertError> {
-        let path = weights.path_of(&mapped.source);
-        let source = &mapped.source;
-        let length = source.bytes().ok_or_else(|| ConvertError::tensor(path, &mapped.name, "its size overflows"))?;
-        let bytes = read_range(path, &mapped.name, source.offset, length)?;
-        Ok(Self {
+    /// A tensor that has been read.
+    pub(crate) fn new(weights: &Weights, mapped: &Mapped, heads: usize, bytes: Buffer) -> Self {
+        Self {
             bytes,
-            dtype: source.dtype,
+            element: element(mapped.source.dtype),
             order: mapped.order,
             rows: mapped.decl.shape.first().copied().unwrap_or(1),
             heads,
-            path: path.into(),
+            path: weights.path_of(&mapped.source).into(),
             name: mapped.name.clone(),
             vector: mapped.decl.shape.len() == 1,
-        })
+        }
     }
 
     /// The source's row that is our `row`.
@@ -63,24 +68,15 @@ impl SourceRows {
 }
 
 impl Rows for SourceRows {
-    fn fill(&self, first: usize, cols: usize, out: &mut [f32]) {
-        let n = out.len() / cols;
-        if self.order == Order::Transposed {
-            let mut column = [0.0; 64];
-            for at in (0..n).step_by(column.len()) {
-                let part = &mut column[..(n - at).min(64)];
-                for col in 0..cols {
-                    decode(self.dtype, &self.bytes, col * self.rows + first + at, part);
-                    for (i, &value) in part.iter().enumerate() {
-                        out[(at + i) * cols + col] = value;
-                    }
-                }
-            }
-            return;
-        }
-        for (i, row) in out.chunks_exact_mut(cols).enumerate() {
-            decode(self.dtype, &self.bytes, self.source_row(first + i) * cols, row);
-        }
+    fn source<'a>(&'a self, rows: Range<usize>, cols: usize, scratch: &'a mut Scratch) -> Source<'a> {
+        let layout = if self.order == Order::Transposed {
+            Layout::Columns { first: rows.start, stride: self.rows }
+        } else {
+            scratch.starts.clear();
+            scratch.starts.extend(rows.map(|row| self.source_row(row) * cols));
+            Layout::Rows { starts: &scratch.starts }
+        };
+        Source { bytes: &self.bytes, element: self.element, layout }
     }
 
     fn refuse(&self, row: usize, col: usize, value: f32, stored: Stored) -> ConvertError {
@@ -95,24 +91,12 @@ impl Rows for SourceRows {
     }
 }
 
-/// Decodes the elements from `first` on into `out`.
-pub(crate) fn decode(dtype: Dtype, bytes: &[u8], first: usize, out: &mut [f32]) {
+/// The type of a tensor's elements.
+pub(crate) fn element(dtype: Dtype) -> Element {
     match dtype {
-        Dtype::F32 => {
-            for (out, b) in out.iter_mut().zip(bytes[first * 4..].chunks_exact(4)) {
-                *out = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-            }
-        }
-        Dtype::F16 => {
-            for (out, b) in out.iter_mut().zip(bytes[first * 2..].chunks_exact(2)) {
-                *out = f16::from_le_bytes([b[0], b[1]]).to_f32();
-            }
-        }
-        Dtype::BF16 => {
-            for (out, b) in out.iter_mut().zip(bytes[first * 2..].chunks_exact(2)) {
-                *out = bf16::from_le_bytes([b[0], b[1]]).to_f32();
-            }
-        }
+        Dtype::F32 => Element::F32,
+        Dtype::F16 => Element::F16,
+        Dtype::BF16 => Element::BF16,
         other => unreachable!("{other} was refused when the checkpoint was mapped"),
     }
 }

@@ -1,25 +1,35 @@
 //! Writes a model file: one tensor at a time, into a temporary file that is renamed at the end.
 //!
-//! The header needs every checksum, so its place is kept free and it is written last. A tensor is
-//! encoded in chunks of a few megabytes, the panels of a chunk in parallel; the bytes do not depend on
-//! the number of threads. Whatever goes wrong, the temporary file is removed.
+//! Tensors come in any order, each goes to its place. The header needs every checksum, so its place is kept free and it is
+//! written last. A tensor is encoded in chunks of a few megabytes, the panels of a chunk in parallel; the bytes do not
+//! depend on the number of threads. What has been written is sent to the disk meanwhile: waiting for all of it at the end
+//! took a third of a conversion. Whatever goes wrong, the temporary file is removed.
 
 use crate::error::ConvertError;
 use crate::plan::Plan;
-use crate::rows::Rows;
+use crate::rows::{Rows, Scratch};
 use crate::tokenizer::StoredTokenizer;
 use crate::{Cancel, Progress};
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
+use std::sync::mpsc::{self, SyncSender};
 use tidbit_runtime::format::header::{self, hex};
 use tidbit_runtime::format::{SourceFile, Stored};
+use tidbit_runtime::kernels::Kernels;
 use tidbit_runtime::quant::{PANEL_ROWS, QuantType};
 use tidbit_runtime::spec::Spec;
 
 /// Encoded bytes that are held at a time.
 const CHUNK: usize = 8 << 20;
+/// Panels that a thread encodes together: where a source has them column by column, they share its lines and pages.
+const TOGETHER: usize = 4;
+/// Written bytes after which the disk is given them.
+const FLUSH: u64 = 32 << 20;
+
+/// A tensor's number in the plan, and its rows.
+pub(crate) type Tensor = Result<(usize, Box<dyn Rows>), ConvertError>;
 
 /// What is to be written.
 pub(crate) struct Job<'a> {
@@ -28,6 +38,7 @@ pub(crate) struct Job<'a> {
     pub(crate) tokenizer: Option<&'a StoredTokenizer>,
     /// Source files, checksums not yet known.
     pub(crate) sources: Vec<SourceFile>,
+    pub(crate) kernels: Kernels,
     pub(crate) cancel: Cancel<'a>,
 }
 
@@ -62,13 +73,13 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Writes the file. `produce` gives the rows of tensor `i` of the plan; `hashed` gives the source
-/// files with their checksums, at the end. Returns the file's length.
+/// Writes the file. `tensors` gives every tensor of the plan, in any order; `hashed` gives the source files with their
+/// checksums, at the end. Returns the file's length.
 pub(crate) fn write(
     job: Job<'_>,
     output: &Path,
     progress: &mut dyn Progress,
-    produce: &mut dyn FnMut(usize) -> Result<Box<dyn Rows>, ConvertError>,
+    tensors: &mut dyn Iterator<Item = Tensor>,
     hashed: impl FnOnce() -> Result<Vec<SourceFile>, ConvertError>,
 ) -> Result<u64, ConvertError> {
     let name = output.file_name().unwrap_or_default().to_string_lossy();
@@ -82,46 +93,75 @@ pub(crate) fn write(
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
     let mut file = builder.tempfile_in(folder_of(output)).map_err(ConvertError::io(output))?;
-    let length = write_model(job, file.as_file_mut(), output, progress, produce, hashed)?;
+    let disk = file.as_file().try_clone().map_err(ConvertError::io(output))?;
+    let (flush, flushes) = mpsc::sync_channel(1);
+    let length = std::thread::scope(|scope| {
+        let flusher = scope.spawn(move || flushes.iter().try_for_each(|()| disk.sync_data()));
+        let target = Target { out: file.as_file_mut(), path: output, flush: &flush };
+        let written = write_model(job, target, progress, tensors, hashed);
+        drop(flush);
+        let flushed = flusher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let length = written?;
+        flushed.map(|()| length).map_err(ConvertError::io(output))
+    })?;
     file.as_file().sync_all().map_err(ConvertError::io(output))?;
     file.persist(output).map_err(|e| ConvertError::io(output)(e.error))?;
     Ok(length)
 }
 
-/// Writes the model into `out`; `output` only names it in messages.
+/// What is written to.
+struct Target<'a, W> {
+    out: &'a mut W,
+    /// Names it in messages.
+    path: &'a Path,
+    /// Told now and then that there is something for the disk.
+    flush: &'a SyncSender<()>,
+}
+
 fn write_model<W: Write + Seek>(
     job: Job<'_>,
-    out: &mut W,
-    output: &Path,
+    target: Target<'_, W>,
     progress: &mut dyn Progress,
-    produce: &mut dyn FnMut(usize) -> Result<Box<dyn Rows>, ConvertError>,
+    tensors: &mut dyn Iterator<Item = Tensor>,
     hashed: impl FnOnce() -> Result<Vec<SourceFile>, ConvertError>,
 ) -> Result<u64, ConvertError> {
-    let Job { spec, plan, tokenizer, sources, cancel } = job;
+    let Job { spec, plan, tokenizer, sources, kernels, cancel } = job;
+    let output = target.path;
     let encode_header = |sources: Vec<SourceFile>, records: &[_]| {
         header::encode(spec, &plan.provenance(sources), records).map_err(|e| ConvertError::output(output, e))
     };
     let mut records = plan.records(tokenizer);
     let reserved = encode_header(sources, &records)?.len() as u64;
-    out.seek(SeekFrom::Start(reserved)).map_err(ConvertError::io(output))?;
+    let mut end = reserved;
+    let mut places = Vec::new();
+    for tensor in &plan.tensors {
+        places.push(end);
+        end += tensor.bytes;
+    }
 
     progress.begin(plan.source_bytes, plan.tensors.len());
-    let mut sink = Sink { out, output, hasher: Sha256::new(), bytes: 0 };
-    for (i, tensor) in plan.tensors.iter().enumerate() {
+    let mut sink = Sink { target, hasher: Sha256::new(), bytes: 0, unflushed: 0 };
+    let mut left = plan.tensors.len();
+    loop {
         cancel.check()?;
-        let rows = produce(i)?;
+        let Some(next) = tensors.next() else { break };
+        let (i, rows) = next?;
+        let tensor = &plan.tensors[i];
+        sink.seek(places[i])?;
         match (tensor.stored, tensor.shape.as_slice()) {
-            (Stored::Matrix(quant), &[n, cols]) => write_matrix(&*rows, quant, [n, cols], &mut sink, cancel)?,
+            (Stored::Matrix(quant), &[n, cols]) => {
+                write_matrix(&*rows, (kernels, quant), [n, cols], &mut sink, cancel)?;
+            }
             (Stored::Vector, &[n]) => write_vector(&*rows, n, &mut sink)?,
             (stored, shape) => unreachable!("{stored} of shape {shape:?} is never planned"),
         }
-        let hash = sink.finish_tensor(tensor.bytes);
-        if let Some((_, record)) = records.get_mut(i) {
-            record.sha256 = hash;
-        }
+        records[i].1.sha256 = sink.finish_tensor(tensor.bytes);
         progress.tensor(&tensor.name, tensor.source_bytes);
+        left -= 1;
     }
+    assert_eq!(left, 0, "tensors that nobody gave");
     if let (Some(StoredTokenizer { bytes, .. }), Some((_, record))) = (tokenizer, records.last_mut()) {
+        sink.seek(end)?;
         sink.put(bytes)?;
         sink.put(&vec![0; plan.tokenizer_bytes as usize - bytes.len()])?;
         record.sha256 = sink.finish_tensor(plan.tokenizer_bytes);
@@ -133,26 +173,38 @@ fn write_model<W: Write + Seek>(
         let reason = "an input file changed while it was read";
         return Err(ConvertError::output(output, reason));
     }
-    out.seek(SeekFrom::Start(0)).map_err(ConvertError::io(output))?;
-    out.write_all(&header).map_err(ConvertError::io(output))?;
-    out.flush().map_err(ConvertError::io(output))?;
+    sink.seek(0)?;
+    sink.put(&header)?;
+    sink.target.out.flush().map_err(ConvertError::io(output))?;
     progress.end();
     Ok(plan.file_bytes)
 }
 
 /// Writes bytes and remembers their checksum.
 struct Sink<'a, W> {
-    out: &'a mut W,
-    output: &'a Path,
+    target: Target<'a, W>,
     hasher: Sha256,
     bytes: u64,
+    unflushed: u64,
 }
 
-impl<W: Write> Sink<'_, W> {
+impl<W: Write + Seek> Sink<'_, W> {
+    fn seek(&mut self, place: u64) -> Result<(), ConvertError> {
+        let Target { out, path, .. } = &mut self.target;
+        out.seek(SeekFrom::Start(place)).map(|_| ()).map_err(ConvertError::io(path))
+    }
+
     fn put(&mut self, bytes: &[u8]) -> Result<(), ConvertError> {
         self.hasher.update(bytes);
         self.bytes += bytes.len() as u64;
-        self.out.write_all(bytes).map_err(ConvertError::io(self.output))
+        self.unflushed += bytes.len() as u64;
+        let Target { out, path, flush } = &mut self.target;
+        out.write_all(bytes).map_err(ConvertError::io(path))?;
+        // Not while the last flush still goes on; the end of the file waits for all of it.
+        if self.unflushed >= FLUSH && flush.try_send(()).is_ok() {
+            self.unflushed = 0;
+        }
+        Ok(())
     }
 
     /// The checksum of what was written since the last call.
@@ -162,9 +214,10 @@ impl<W: Write> Sink<'_, W> {
     }
 }
 
-fn write_vector<W: Write>(rows: &dyn Rows, n: usize, sink: &mut Sink<'_, W>) -> Result<(), ConvertError> {
-    let mut values = vec![0.0f32; n];
-    rows.fill(0, 1, &mut values);
+fn write_vector<W: Write + Seek>(rows: &dyn Rows, n: usize, sink: &mut Sink<'_, W>) -> Result<(), ConvertError> {
+    let mut scratch = Scratch::default();
+    let source = rows.source(0..n, 1, &mut scratch);
+    let mut values: Vec<f32> = (0..n).map(|row| source.at(row, 0)).collect();
     if let Some(at) = values.iter().position(|v| !v.is_finite()) {
         return Err(rows.refuse(at, 0, values[at], Stored::Vector));
     }
@@ -173,37 +226,32 @@ fn write_vector<W: Write>(rows: &dyn Rows, n: usize, sink: &mut Sink<'_, W>) -> 
     sink.put(&bytes)
 }
 
-fn write_matrix<W: Write>(
+fn write_matrix<W: Write + Seek>(
     rows: &dyn Rows,
-    quant: QuantType,
+    (kernels, quant): (Kernels, QuantType),
     [n, cols]: [usize; 2],
     sink: &mut Sink<'_, W>,
     cancel: Cancel<'_>,
 ) -> Result<(), ConvertError> {
-    let panel_bytes = quant.panel_bytes(cols).expect("the plan has this size");
-    let panels = n.div_ceil(PANEL_ROWS);
-    let per_chunk = (CHUNK / panel_bytes).clamp(1, panels);
-    let mut chunk = vec![0; per_chunk * panel_bytes];
-    for start in (0..panels).step_by(per_chunk) {
+    let bytes = quant.matrix_bytes(n, cols).expect("the plan has this size");
+    let task_rows = TOGETHER * PANEL_ROWS;
+    let task_bytes = bytes / n.div_ceil(PANEL_ROWS) * TOGETHER;
+    let chunk_bytes = (CHUNK / task_bytes).max(1) * task_bytes;
+    let mut chunk = vec![0; chunk_bytes.min(bytes)];
+    for start in (0..bytes).step_by(chunk_bytes) {
         cancel.check()?;
-        let chunk = &mut chunk[..(panels - start).min(per_chunk) * panel_bytes];
+        let chunk = &mut chunk[..(bytes - start).min(chunk_bytes)];
+        let encode = |scratch: &mut Scratch, (i, panels): (usize, &mut [u8])| {
+            let first = (start / task_bytes + i) * task_rows;
+            let range = first..n.min(first + task_rows);
+            let shape = [range.len(), cols];
+            let source = rows.source(range, cols, scratch);
+            let encoded = kernels.encode(quant, &source, shape, panels);
+            encoded.map_err(|e| rows.refuse(first + e.row, e.col, e.value, Stored::Matrix(quant)))
+        };
         // Collected in order, so that the first error does not depend on the threads.
-        let results: Vec<Result<(), ConvertError>> = chunk
-            .par_chunks_exact_mut(panel_bytes)
-            .enumerate()
-            .map_init(
-                || vec![0.0f32; PANEL_ROWS * cols],
-                |values, (i, panel)| {
-                    let first = (start + i) * PANEL_ROWS;
-                    let (used, padding) = values.split_at_mut((n - first).min(PANEL_ROWS) * cols);
-                    rows.fill(first, cols, used);
-                    padding.fill(0.0);
-                    quant
-                        .encode_panel(values, cols, panel)
-                        .map_err(|e| rows.refuse(first + e.row, e.col, e.value, Stored::Matrix(quant)))
-                },
-            )
-            .collect();
+        let results: Vec<Result<(), ConvertError>> =
+            chunk.par_chunks_mut(task_bytes).enumerate().map_init(Scratch::default, encode).collect();
         results.into_iter().collect::<Result<(), _>>()?;
         sink.put(chunk)?;
     }
@@ -215,7 +263,7 @@ mod tests {
     use super::*;
     use crate::random::RandomRows;
     use std::io;
-    use tidbit_runtime::spec;
+    use tidbit_runtime::{kernels, spec};
 
     /// A disk with room for so many bytes.
     struct Disk(usize);
@@ -245,10 +293,19 @@ mod tests {
         let n = spec.tensors().len();
         let plan = Plan::new(&spec, QuantType::Q8, &vec![0; n], None, &[]).unwrap();
         let attempt = |room: usize| {
-            let job = Job { spec: &spec, plan: &plan, tokenizer: None, sources: Vec::new(), cancel: Cancel(None) };
-            let mut produce =
-                |i: usize| Ok(Box::new(RandomRows::new(1, i, spec::Role::Projection, "")) as Box<dyn Rows>);
-            write_model(job, &mut Disk(room), Path::new("out.tidbit"), &mut (), &mut produce, || Ok(Vec::new()))
+            let job = Job {
+                spec: &spec,
+                plan: &plan,
+                tokenizer: None,
+                sources: Vec::new(),
+                kernels: kernels::active().unwrap(),
+                cancel: Cancel(None),
+            };
+            let random = |i: usize| Box::new(RandomRows::new(1, i, spec::Role::Projection, "")) as Box<dyn Rows>;
+            let mut tensors = (0..n).map(|i| Ok((i, random(i))));
+            let (flush, _flushes) = mpsc::sync_channel(1);
+            let target = Target { out: &mut Disk(room), path: Path::new("out.tidbit"), flush: &flush };
+            write_model(job, target, &mut (), &mut tensors, || Ok(Vec::new()))
         };
         let needed = plan.file_bytes as usize;
         assert_eq!(attempt(needed).unwrap(), plan.file_bytes);

@@ -11,6 +11,7 @@
 mod aarch64 {
     pub(super) mod neon;
 }
+mod encode;
 mod generic;
 mod scalar;
 mod simd;
@@ -27,6 +28,7 @@ use crate::spec::{Activation, MAX_HEAD_DIM};
 use crate::threads::BlockMut;
 use std::ops::Range;
 
+pub use encode::{Element, Layout, Source};
 pub(crate) use generic::attention::KEYS;
 
 /// 32 activations in 8 bits.
@@ -171,7 +173,26 @@ struct AttentionArgs<'a> {
     out_stride: usize,
 }
 
+/// Where a block of 16 rows x 32 columns lies.
+enum Lines {
+    /// The first column of each row; columns follow each other.
+    Rows([*const u8; PANEL_ROWS]),
+    /// The first column; its rows follow each other, and the next column is `stride` bytes on.
+    Columns { first: *const u8, stride: usize },
+}
+
+/// A block of weights to be encoded.
+struct EncodeArgs {
+    element: Element,
+    lines: Lines,
+    /// 16 f16 scales, written by types that have them and used as scratch by none else.
+    scales: *mut u16,
+    /// The values of a whole block.
+    values: *mut u8,
+}
+
 type GemmFn = unsafe fn(&GemmArgs);
+type EncodeFn = unsafe fn(&EncodeArgs) -> bool;
 
 /// The functions of one instruction set.
 struct Row {
@@ -188,6 +209,8 @@ struct Row {
     to_q8: unsafe fn(*const f32, usize, *mut i8) -> u16,
     activate: unsafe fn(Activation, *mut f32, usize),
     exp_sum: unsafe fn(*const f32, usize) -> (f32, f64),
+    /// By quant type; whether all values fit.
+    encode: [EncodeFn; 4],
     read: unsafe fn(*const u8, usize) -> f32,
     multiply: unsafe fn(usize) -> f32,
     /// Operands that `multiply` multiplies in a round.
@@ -209,8 +232,8 @@ macro_rules! instantiate {
      peak $pw:literal x $px:literal) => {
         #[expect(clippy::undocumented_unsafe_blocks, reason = "features are enabled here, pointers the caller's promise")]
         mod $module {
-            use super::generic::{attention, attention_q8, ceilings, gemm_float, gemm_int, rows};
-            use super::{ActBlock, AttentionArgs, GemmArgs, Row};
+            use super::generic::{attention, attention_q8, ceilings, encode, gemm_float, gemm_int, rows};
+            use super::{ActBlock, AttentionArgs, EncodeArgs, GemmArgs, Row};
             use crate::spec::Activation;
 
             type S = $simd;
@@ -302,6 +325,22 @@ macro_rules! instantiate {
                 unsafe { rows::exp_sum::<S>(x, n) }
             }
             $(#[$feature])*
+            unsafe fn encode_f32(args: &EncodeArgs) -> bool {
+                unsafe { encode::f32::<S>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn encode_f16(args: &EncodeArgs) -> bool {
+                unsafe { encode::f16::<S>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn encode_q8(args: &EncodeArgs) -> bool {
+                unsafe { encode::q8::<S>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn encode_q4(args: &EncodeArgs) -> bool {
+                unsafe { encode::q4::<S>(args) }
+            }
+            $(#[$feature])*
             unsafe fn read(p: *const u8, lines: usize) -> f32 {
                 unsafe { ceilings::read::<S>(p, lines) }
             }
@@ -322,6 +361,7 @@ macro_rules! instantiate {
                 to_q8,
                 activate,
                 exp_sum,
+                encode: [encode_f32, encode_f16, encode_q8, encode_q4],
                 read,
                 multiply,
                 peak_operands: $pw * $px,

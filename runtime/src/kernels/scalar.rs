@@ -36,6 +36,12 @@ impl Simd for Scalar {
         bits.map(|b| half::f16::from_bits(b).to_f32_const())
     }
     #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
+        // SAFETY: valid for 16 elements, the trait's contract.
+        let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
+        bits.map(|b| f32::from_bits(u32::from(b) << 16))
+    }
+    #[inline(always)]
     unsafe fn store_f16(p: *mut u16, v: Self::F) {
         let bits = v.map(|x| half::f16::from_f32_const(x).to_bits());
         // SAFETY: valid for 16 elements, the trait's contract.
@@ -91,6 +97,10 @@ impl Simd for Scalar {
         unsafe { p.cast::<[i8; LANES]>().write_unaligned(v.map(|x| x as i8)) }
     }
     #[inline(always)]
+    unsafe fn transpose(v: &mut [Self::F; LANES]) {
+        *v = from_fn(|i| from_fn(|j| v[j][i]));
+    }
+    #[inline(always)]
     unsafe fn splat_i(v: i32) -> Self::I {
         [v; LANES]
     }
@@ -140,6 +150,51 @@ impl Simd for Scalar {
     unsafe fn dot_code(acc: Self::I, w: Self::B, x: *const i8) -> Self::I {
         // SAFETY: as for `dot_i8`, whose contract is the same.
         unsafe { Self::dot_i8(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn pack_i8(columns: [Self::F; 4]) -> Self::B {
+        from_fn(|i| columns[i % 4][i / 4].round_ties_even() as i8)
+    }
+    #[inline(always)]
+    unsafe fn pack_u8(columns: [Self::F; 4]) -> Self::B {
+        from_fn(|i| columns[i % 4][i / 4].round_ties_even() as u8 as i8)
+    }
+    #[inline(always)]
+    unsafe fn repeat(p: *const u8) -> Self::B {
+        // SAFETY: valid for 16 bytes, the trait's contract.
+        let bytes = unsafe { p.cast::<[i8; 16]>().read_unaligned() };
+        from_fn(|i| bytes[i % 16])
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {
+        index.map(|i| table[i as usize & 15])
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(v: Self::B) -> Self::B {
+        v.map(|b| (b as u8 >> 4) as i8)
+    }
+    #[inline(always)]
+    unsafe fn join_nibbles(low: Self::B, high: Self::B) -> Self::B {
+        from_fn(|i| low[i] | high[i] << 4)
+    }
+    #[inline(always)]
+    unsafe fn select_above(a: Self::B, b: Self::B, x: Self::B, y: Self::B) -> Self::B {
+        from_fn(|i| if a[i] as u8 > b[i] as u8 { x[i] } else { y[i] })
+    }
+    #[inline(always)]
+    unsafe fn select_negative(v: Self::B, x: Self::B, y: Self::B) -> Self::B {
+        from_fn(|i| if v[i] < 0 { x[i] } else { y[i] })
+    }
+    #[inline(always)]
+    unsafe fn dot_u8(acc: Self::I, a: Self::B, w: Self::B) -> Self::I {
+        from_fn(|row| {
+            let products = (row * 4..row * 4 + 4).map(|i| i32::from(a[i] as u8) * i32::from(w[i]));
+            acc[row] + products.sum::<i32>()
+        })
+    }
+    #[inline(always)]
+    unsafe fn dot_squares(acc: Self::I, w: Self::B) -> Self::I {
+        from_fn(|row| acc[row] + (row * 4..row * 4 + 4).map(|i| i32::from(w[i]).pow(2)).sum::<i32>())
     }
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}

@@ -37,6 +37,7 @@ pub(crate) trait Simd: Copy {
     unsafe fn load(p: *const f32) -> Self::F;
     unsafe fn store(p: *mut f32, v: Self::F);
     unsafe fn load_f16(p: *const u16) -> Self::F;
+    unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// Rounds to nearest even.
     unsafe fn store_f16(p: *mut u16, v: Self::F);
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
@@ -58,6 +59,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn pow2(n: Self::F) -> Self::F;
     /// Stores whole values in -128..=127 as bytes.
     unsafe fn store_i8(p: *mut i8, v: Self::F);
+    /// Lane `i` of vector `j` of the result is lane `j` of vector `i`.
+    unsafe fn transpose(v: &mut [Self::F; LANES]);
 
     unsafe fn splat_i(v: i32) -> Self::I;
     unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
@@ -75,6 +78,28 @@ pub(crate) trait Simd: Copy {
     unsafe fn dot_i8(acc: Self::I, w: Self::B, x: *const i8) -> Self::I;
     /// The same for table entries.
     unsafe fn dot_code(acc: Self::I, w: Self::B, x: *const i8) -> Self::I;
+
+    /// 4 columns of 16 rows to bytes: to the nearest whole number, ties to even, then into -128..=127. Magnitudes must be
+    /// below 2^31.
+    unsafe fn pack_i8(columns: [Self::F; 4]) -> Self::B;
+    /// The same into 0..=255; as unsigned bytes.
+    unsafe fn pack_u8(columns: [Self::F; 4]) -> Self::B;
+    /// 16 bytes, four times: what [`lookup`](Self::lookup) takes.
+    unsafe fn repeat(p: *const u8) -> Self::B;
+    /// `table[index]` of each byte; indices are below 16.
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B;
+    /// The upper four bits of each byte.
+    unsafe fn high_nibbles(v: Self::B) -> Self::B;
+    /// `low | high << 4`, both below 16.
+    unsafe fn join_nibbles(low: Self::B, high: Self::B) -> Self::B;
+    /// `a > b ? x : y` of unsigned bytes.
+    unsafe fn select_above(a: Self::B, b: Self::B, x: Self::B, y: Self::B) -> Self::B;
+    /// `v < 0 ? x : y`, `v` signed.
+    unsafe fn select_negative(v: Self::B, x: Self::B, y: Self::B) -> Self::B;
+    /// `acc[row] + sum over 4 columns of a[row][col] * w[row][col]`, `a` unsigned, `w` in -63..=63.
+    unsafe fn dot_u8(acc: Self::I, a: Self::B, w: Self::B) -> Self::I;
+    /// `acc[row] + sum over 4 columns of w[row][col]^2`, `w` in -63..=63.
+    unsafe fn dot_squares(acc: Self::I, w: Self::B) -> Self::I;
 
     /// Asks for the cache line at `p`, which need not be valid.
     unsafe fn prefetch(p: *const u8);

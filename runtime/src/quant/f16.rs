@@ -6,25 +6,11 @@
 //!
 //! Exact for f16 checkpoints; bf16 ones lose only values below 6e-5. A value beyond 65504 is an error.
 
-use super::{Codec, PANEL_ROWS, Unrepresentable};
+use super::{Codec, PANEL_ROWS};
 use half::f16;
 
 pub(super) static CODEC: Codec =
-    Codec { name: "f16", panel_bytes: |cols| cols.checked_mul(PANEL_ROWS * 2), encode, add_row, integer: false };
-
-fn encode(rows: &[f32], cols: usize, panel: &mut [u8]) -> Result<(), Unrepresentable> {
-    for col in 0..cols {
-        for row in 0..PANEL_ROWS {
-            let value = rows[row * cols + col];
-            let half = f16::from_f32(value);
-            if half.is_infinite() {
-                return Err(Unrepresentable { row, col, value });
-            }
-            panel[(col * PANEL_ROWS + row) * 2..][..2].copy_from_slice(&half.to_le_bytes());
-        }
-    }
-    Ok(())
-}
+    Codec { name: "f16", panel_bytes: |cols| cols.checked_mul(PANEL_ROWS * 2), add_row, integer: false };
 
 fn add_row(panel: &[u8], _cols: usize, row: usize, out: &mut [f32]) {
     for (column, out) in panel.chunks_exact(PANEL_ROWS * 2).zip(out) {

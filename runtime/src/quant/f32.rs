@@ -4,18 +4,10 @@
 //! panel: cols x [16 rows] f32        one column of 16 rows is one 64-byte line
 //! ```
 
-use super::{Codec, PANEL_ROWS, Unrepresentable};
+use super::{Codec, PANEL_ROWS};
 
 pub(super) static CODEC: Codec =
-    Codec { name: "f32", panel_bytes: |cols| cols.checked_mul(PANEL_ROWS * 4), encode, add_row, integer: false };
-
-#[expect(clippy::unnecessary_wraps, reason = "the signature of every encoder")]
-fn encode(rows: &[f32], cols: usize, panel: &mut [u8]) -> Result<(), Unrepresentable> {
-    for (at, out) in panel.chunks_exact_mut(4).enumerate() {
-        out.copy_from_slice(&rows[at % PANEL_ROWS * cols + at / PANEL_ROWS].to_le_bytes());
-    }
-    Ok(())
-}
+    Codec { name: "f32", panel_bytes: |cols| cols.checked_mul(PANEL_ROWS * 4), add_row, integer: false };
 
 fn add_row(panel: &[u8], _cols: usize, row: usize, out: &mut [f32]) {
     for (column, out) in panel.chunks_exact(PANEL_ROWS * 4).zip(out) {

@@ -2,15 +2,13 @@
 //!
 //! Every type stores a matrix `[rows, cols]` as **panels** of [`PANEL_ROWS`] = 16 rows, the last one
 //! padded with zero rows. Inside a panel the values are interleaved as the kernels read them, so a
-//! model file is used in place. Each file of this folder holds one type: its layout, encoder and
-//! decoder. Dot products live in `kernels`.
+//! model file is used in place. Each file of this folder holds one type: its layout and decoder. Encoders and dot
+//! products live in `kernels`.
 //!
 //! Block types (`q8`, `q4`) lead a panel with all its scales and follow with all its values. Scales
 //! in front of each block (288 bytes for `q4`) would make every second block straddle cache lines;
 //! with a prefetch 4 KiB ahead the panel form read 15.5 GB/s where that one read 12.6 (80 MiB,
 //! one thread), and without prefetch they are within 10 %.
-//!
-//! Encoding is plain f32 arithmetic without fused operations: the same file on every machine.
 
 #![forbid(unsafe_code)]
 
@@ -49,7 +47,7 @@ pub enum QuantType {
 /// A value that a type cannot hold.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Unrepresentable {
-    /// Row within the panel.
+    /// Row.
     pub row: usize,
     /// Column.
     pub col: usize,
@@ -62,8 +60,6 @@ struct Codec {
     name: &'static str,
     /// Bytes of a panel of `cols` columns before rounding up to [`ALIGN`].
     panel_bytes: fn(cols: usize) -> Option<usize>,
-    /// Encodes `rows` `[PANEL_ROWS, cols]` into a zeroed panel.
-    encode: fn(rows: &[f32], cols: usize, panel: &mut [u8]) -> Result<(), Unrepresentable>,
     /// Adds row `row` of a panel to `out` `[cols]`.
     add_row: fn(panel: &[u8], cols: usize, row: usize, out: &mut [f32]),
     /// Whether the kernels multiply it as integers (activations are quantized) or as floats.
@@ -107,26 +103,6 @@ impl QuantType {
     pub fn matrix_bytes(self, rows: usize, cols: usize) -> Option<usize> {
         self.panel_bytes(cols)?.checked_mul(rows.div_ceil(PANEL_ROWS))
     }
-
-    /// Encodes 16 rows into one panel.
-    ///
-    /// `rows` is `[PANEL_ROWS, cols]`, rows beyond the matrix zero; `panel` has
-    /// [`panel_bytes`](Self::panel_bytes) bytes and is overwritten.
-    ///
-    /// # Errors
-    /// The first value that the type cannot hold (not finite, or too large).
-    ///
-    /// # Panics
-    /// When the lengths do not match.
-    pub fn encode_panel(self, rows: &[f32], cols: usize, panel: &mut [u8]) -> Result<(), Unrepresentable> {
-        assert_eq!(rows.len(), PANEL_ROWS * cols, "16 rows of {cols} columns");
-        assert_eq!(Some(panel.len()), self.panel_bytes(cols), "bytes of a panel of {cols} columns");
-        if let Some(at) = rows.iter().position(|v| !v.is_finite()) {
-            return Err(Unrepresentable { row: at / cols, col: at % cols, value: rows[at] });
-        }
-        panel.fill(0);
-        (self.codec().encode)(rows, cols, panel)
-    }
 }
 
 impl std::fmt::Display for QuantType {
@@ -160,28 +136,6 @@ impl Matrix {
         }
         let panel_bytes = quant.panel_bytes(cols).unwrap_or(0);
         Ok(Self { quant, rows, cols, panel_bytes, data })
-    }
-
-    /// Encodes `values` `[rows, cols]`, row by row.
-    ///
-    /// # Errors
-    /// The first value that the type cannot hold; its row is counted from the matrix's first.
-    ///
-    /// # Panics
-    /// When `values` has not `rows * cols` elements.
-    pub fn encode(quant: QuantType, rows: usize, cols: usize, values: &[f32]) -> Result<Self, Unrepresentable> {
-        assert_eq!(values.len(), rows * cols, "values of a [{rows}, {cols}] matrix");
-        let panel_bytes = quant.panel_bytes(cols).expect("a matrix that is in memory does not overflow");
-        let mut data = vec![0; panel_bytes * rows.div_ceil(PANEL_ROWS)];
-        let mut padded = vec![0.0; PANEL_ROWS * cols];
-        for (i, panel) in data.chunks_exact_mut(panel_bytes).enumerate() {
-            let first = i * PANEL_ROWS;
-            let source = &values[first * cols..((first + PANEL_ROWS).min(rows)) * cols];
-            padded[..source.len()].copy_from_slice(source);
-            padded[source.len()..].fill(0.0);
-            quant.encode_panel(&padded, cols, panel).map_err(|e| Unrepresentable { row: first + e.row, ..e })?;
-        }
-        Ok(Self { quant, rows, cols, panel_bytes, data: Bytes::copy_from(&data) })
     }
 
     /// How the values are stored.
@@ -256,10 +210,6 @@ impl BlockPanel {
         (block * PANEL_ROWS + row) * 2
     }
 
-    fn put_scale(panel: &mut [u8], block: usize, row: usize, scale: half::f16) {
-        panel[Self::scale_at(block, row)..][..2].copy_from_slice(&scale.to_le_bytes());
-    }
-
     fn scale(panel: &[u8], block: usize, row: usize) -> f32 {
         let at = Self::scale_at(block, row);
         half::f16::from_le_bytes([panel[at], panel[at + 1]]).to_f32()
@@ -269,20 +219,6 @@ impl BlockPanel {
 /// Byte offset of column `col` (0 to 31) of `row` in a block of bytes: groups of 4 columns, 64 bytes each.
 fn group_offset(row: usize, col: usize) -> usize {
     col / 4 * 64 + row * 4 + col % 4
-}
-
-/// Column `block` of `row` from `rows` `[PANEL_ROWS, cols]`, padded with zeros.
-fn block_of(rows: &[f32], cols: usize, row: usize, block: usize) -> [f32; BLOCK] {
-    let mut values = [0.0; BLOCK];
-    let source = &rows[row * cols + block * BLOCK..row * cols + cols.min((block + 1) * BLOCK)];
-    values[..source.len()].copy_from_slice(source);
-    values
-}
-
-/// The first value of a block that is too large for its type.
-fn too_large(values: &[f32; BLOCK], row: usize, block: usize) -> Unrepresentable {
-    let at = (0..BLOCK).max_by(|&a, &b| values[a].abs().total_cmp(&values[b].abs())).unwrap_or(0);
-    Unrepresentable { row, col: block * BLOCK + at, value: values[at] }
 }
 
 #[cfg(test)]

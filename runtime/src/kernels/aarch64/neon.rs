@@ -24,7 +24,7 @@
 //! `Simd`: a step of `unpack` that reorders a pair of groups, a dot product of such a pair with two tokens (four registers
 //! of two rows x two tokens for eight rows), and their separation by `uzp1` and `uzp2` at the end of a block.
 
-use crate::kernels::simd::Simd;
+use crate::kernels::simd::{LANES, Simd};
 #[allow(clippy::wildcard_imports, reason = "fifty intrinsics")]
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -120,6 +120,25 @@ unsafe fn larger(a: float32x4_t, b: float32x4_t) -> float32x4_t {
     unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
 }
 
+/// The order that makes 4 rows x 4 columns of 4 columns x 4 rows.
+#[inline(always)]
+unsafe fn rows_first() -> uint8x16_t {
+    const ORDER: [u8; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
+    // SAFETY: NEON is the caller's promise; the array has 16 bytes.
+    unsafe { vld1q_u8(ORDER.as_ptr()) }
+}
+
+/// Rows to columns.
+#[inline(always)]
+unsafe fn transpose4(v: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    // SAFETY: NEON is the caller's promise.
+    unsafe {
+        let (ac, bd) = (vzipq_f32(v[0], v[2]), vzipq_f32(v[1], v[3]));
+        let (low, high) = (vzipq_f32(ac.0, bd.0), vzipq_f32(ac.1, bd.1));
+        [low.0, low.1, high.0, high.1]
+    }
+}
+
 // SAFETY comments below are shared: the trait's contract gives the features and the pointers' validity; NEON loads and
 // stores need no alignment.
 #[expect(clippy::undocumented_unsafe_blocks, reason = "one contract for all of them, stated above")]
@@ -148,6 +167,10 @@ impl<D: Dot> Simd for Neon<D> {
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self::F {
         from_fn(|i| unsafe { vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p.add(i * 4)))) })
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
+        from_fn(|i| unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p.add(i * 4)))) })
     }
     #[inline(always)]
     unsafe fn store_f16(p: *mut u16, v: Self::F) {
@@ -211,6 +234,19 @@ impl<D: Dot> Simd for Neon<D> {
         }
     }
     #[inline(always)]
+    unsafe fn transpose(v: &mut [Self::F; LANES]) {
+        unsafe {
+            // Sixteen squares of 4 x 4.
+            let source = *v;
+            for (rows, cols) in (0..16).map(|i| (i / 4, i % 4)) {
+                let square = from_fn(|i| source[rows * 4 + i][cols]);
+                for (i, column) in transpose4(square).into_iter().enumerate() {
+                    v[cols * 4 + i][rows] = column;
+                }
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn splat_i(v: i32) -> Self::I {
         unsafe { [vdupq_n_s32(v); 4] }
     }
@@ -258,6 +294,60 @@ impl<D: Dot> Simd for Neon<D> {
     #[inline(always)]
     unsafe fn dot_code(acc: Self::I, w: Self::B, x: *const i8) -> Self::I {
         unsafe { Self::dot_i8(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn pack_i8(columns: [Self::F; 4]) -> Self::B {
+        from_fn(|rows| unsafe {
+            let [a, b, c, d] = columns.map(|column| vqmovn_s32(vcvtnq_s32_f32(column[rows])));
+            let bytes = vcombine_s8(vqmovn_s16(vcombine_s16(a, b)), vqmovn_s16(vcombine_s16(c, d)));
+            vqtbl1q_s8(bytes, rows_first())
+        })
+    }
+    #[inline(always)]
+    unsafe fn pack_u8(columns: [Self::F; 4]) -> Self::B {
+        from_fn(|rows| unsafe {
+            let [a, b, c, d] = columns.map(|column| vqmovn_s32(vcvtnq_s32_f32(column[rows])));
+            let bytes = vcombine_u8(vqmovun_s16(vcombine_s16(a, b)), vqmovun_s16(vcombine_s16(c, d)));
+            vqtbl1q_s8(vreinterpretq_s8_u8(bytes), rows_first())
+        })
+    }
+    #[inline(always)]
+    unsafe fn repeat(p: *const u8) -> Self::B {
+        unsafe { [vld1q_s8(p.cast()); 4] }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {
+        quarters(table, index, |table, index| unsafe { vqtbl1q_s8(table, vreinterpretq_u8_s8(index)) })
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(v: Self::B) -> Self::B {
+        v.map(|v| unsafe { vreinterpretq_s8_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s8(v))) })
+    }
+    #[inline(always)]
+    unsafe fn join_nibbles(low: Self::B, high: Self::B) -> Self::B {
+        quarters(low, high, |low, high| unsafe { vsliq_n_s8::<4>(low, high) })
+    }
+    #[inline(always)]
+    unsafe fn select_above(a: Self::B, b: Self::B, x: Self::B, y: Self::B) -> Self::B {
+        from_fn(|i| unsafe { vbslq_s8(vcgtq_u8(vreinterpretq_u8_s8(a[i]), vreinterpretq_u8_s8(b[i])), x[i], y[i]) })
+    }
+    #[inline(always)]
+    unsafe fn select_negative(v: Self::B, x: Self::B, y: Self::B) -> Self::B {
+        from_fn(|i| unsafe { vbslq_s8(vcltzq_s8(v[i]), x[i], y[i]) })
+    }
+    #[inline(always)]
+    unsafe fn dot_u8(acc: Self::I, a: Self::B, w: Self::B) -> Self::I {
+        // Both operands of `sdot` are signed: `a * w` as `(a / 2) * 2 w + (a % 2) * w`.
+        from_fn(|i| unsafe {
+            let a = vreinterpretq_u8_s8(a[i]);
+            let (half, odd) = (vshrq_n_u8::<1>(a), vandq_u8(a, vdupq_n_u8(1)));
+            let acc = D::dot(acc[i], vaddq_s8(w[i], w[i]), vreinterpretq_s8_u8(half));
+            D::dot(acc, w[i], vreinterpretq_s8_u8(odd))
+        })
+    }
+    #[inline(always)]
+    unsafe fn dot_squares(acc: Self::I, w: Self::B) -> Self::I {
+        quarters(acc, w, |acc, w| unsafe { D::dot(acc, w, w) })
     }
     #[inline(always)]
     unsafe fn sum(v: Self::F) -> f32 {

@@ -8,6 +8,7 @@
 pub(super) mod attention;
 pub(super) mod attention_q8;
 pub(super) mod ceilings;
+pub(super) mod encode;
 pub(super) mod gemm_float;
 pub(super) mod gemm_int;
 pub(super) mod math;

@@ -4,7 +4,7 @@
 //! in as magnitudes, their signs moved to the activations (at most 2 * 127 * 127 = 32258); table entries, all
 //! within ±63, go in raised by 64 (at most 2 * 127 * 127 as well). Nothing saturates, so sums are exact.
 
-use crate::kernels::simd::Simd;
+use crate::kernels::simd::{LANES, Simd};
 #[allow(clippy::wildcard_imports, reason = "a hundred intrinsics")]
 use std::arch::x86_64::*;
 
@@ -39,6 +39,51 @@ pub(super) unsafe fn largest8(v: __m256) -> f32 {
     }
 }
 
+/// Half `HALF` of four columns to 16 bits, rounded to nearest even: the first two columns side by side in each half of a
+/// register, and the last two.
+#[inline(always)]
+unsafe fn words<const HALF: usize>(columns: [[__m256; 2]; 4]) -> [__m256i; 2] {
+    // SAFETY: AVX2 is the caller's promise.
+    unsafe {
+        let [a, b, c, d] = columns;
+        [
+            _mm256_packs_epi32(_mm256_cvtps_epi32(a[HALF]), _mm256_cvtps_epi32(b[HALF])),
+            _mm256_packs_epi32(_mm256_cvtps_epi32(c[HALF]), _mm256_cvtps_epi32(d[HALF])),
+        ]
+    }
+}
+
+/// The order that makes 4 rows x 4 columns of 4 columns x 4 rows.
+#[inline(always)]
+pub(super) unsafe fn rows_first() -> __m128i {
+    // SAFETY: AVX2 is the caller's promise.
+    unsafe { _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15) }
+}
+
+/// Rows to columns.
+#[inline(always)]
+unsafe fn transpose8(v: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: AVX2 is the caller's promise.
+    unsafe {
+        let (mut pairs, mut fours, mut out) = (v, v, v);
+        for i in (0..8).step_by(2) {
+            pairs[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+            pairs[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+        }
+        for i in (0..8).step_by(4) {
+            for j in 0..2 {
+                fours[i + 2 * j] = _mm256_shuffle_ps::<0x44>(pairs[i + j], pairs[i + 2 + j]);
+                fours[i + 2 * j + 1] = _mm256_shuffle_ps::<0xee>(pairs[i + j], pairs[i + 2 + j]);
+            }
+        }
+        for i in 0..4 {
+            out[i] = _mm256_permute2f128_ps::<0x20>(fours[i], fours[4 + i]);
+            out[4 + i] = _mm256_permute2f128_ps::<0x31>(fours[i], fours[4 + i]);
+        }
+        out
+    }
+}
+
 // SAFETY comments below are shared: the trait's contract gives the features and the pointers' validity; all loads and
 // stores are unaligned forms.
 #[expect(clippy::undocumented_unsafe_blocks, reason = "one contract for all of them, stated above")]
@@ -68,6 +113,13 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self::F {
         unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))] }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
+        both([p, p.wrapping_add(8)], [(); 2], |p, ()| unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        })
     }
     #[inline(always)]
     unsafe fn store_f16(p: *mut u16, v: Self::F) {
@@ -132,6 +184,23 @@ impl Simd for Avx2 {
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
             let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
             _mm_storeu_si128(p.cast(), bytes);
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose(v: &mut [Self::F; LANES]) {
+        unsafe {
+            let mut columns = *v;
+            for half in 0..2 {
+                let (mut upper, mut lower) = ([v[0][0]; 8], [v[0][0]; 8]);
+                for i in 0..8 {
+                    (upper[i], lower[i]) = (v[half * 8 + i][0], v[half * 8 + i][1]);
+                }
+                let (upper, lower) = (transpose8(upper), transpose8(lower));
+                for i in 0..8 {
+                    (columns[i][half], columns[8 + i][half]) = (upper[i], lower[i]);
+                }
+            }
+            *v = columns;
         }
     }
     #[inline(always)]
@@ -207,6 +276,63 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn prefetch_second(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn pack_i8(columns: [Self::F; 4]) -> Self::B {
+        unsafe {
+            let order = _mm256_broadcastsi128_si256(rows_first());
+            let ([a, b], [c, d]) = (words::<0>(columns), words::<1>(columns));
+            let (upper, lower) = (_mm256_packs_epi16(a, b), _mm256_packs_epi16(c, d));
+            [_mm256_shuffle_epi8(upper, order), _mm256_shuffle_epi8(lower, order)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn pack_u8(columns: [Self::F; 4]) -> Self::B {
+        unsafe {
+            let order = _mm256_broadcastsi128_si256(rows_first());
+            let ([a, b], [c, d]) = (words::<0>(columns), words::<1>(columns));
+            let (upper, lower) = (_mm256_packus_epi16(a, b), _mm256_packus_epi16(c, d));
+            [_mm256_shuffle_epi8(upper, order), _mm256_shuffle_epi8(lower, order)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn repeat(p: *const u8) -> Self::B {
+        unsafe { [_mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast())); 2] }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {
+        both(table, index, |table, index| unsafe { _mm256_shuffle_epi8(table, index) })
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(v: Self::B) -> Self::B {
+        both(v, v, |v, _| unsafe { _mm256_and_si256(_mm256_srli_epi16::<4>(v), _mm256_set1_epi8(15)) })
+    }
+    #[inline(always)]
+    unsafe fn join_nibbles(low: Self::B, high: Self::B) -> Self::B {
+        both(low, high, |low, high| unsafe { _mm256_or_si256(low, _mm256_slli_epi16::<4>(high)) })
+    }
+    #[inline(always)]
+    unsafe fn select_above(a: Self::B, b: Self::B, x: Self::B, y: Self::B) -> Self::B {
+        // There is no unsigned comparison: `a` is at most `b` where it is the smaller one.
+        let at_most = both(a, b, |a, b| unsafe { _mm256_cmpeq_epi8(_mm256_min_epu8(a, b), a) });
+        unsafe { [_mm256_blendv_epi8(x[0], y[0], at_most[0]), _mm256_blendv_epi8(x[1], y[1], at_most[1])] }
+    }
+    #[inline(always)]
+    unsafe fn select_negative(v: Self::B, x: Self::B, y: Self::B) -> Self::B {
+        unsafe { [_mm256_blendv_epi8(y[0], x[0], v[0]), _mm256_blendv_epi8(y[1], x[1], v[1])] }
+    }
+    #[inline(always)]
+    unsafe fn dot_u8(acc: Self::I, a: Self::B, w: Self::B) -> Self::I {
+        // At most 2 * 255 * 63 = 32130: nothing saturates.
+        let pairs = both(a, w, |a, w| unsafe { _mm256_maddubs_epi16(a, w) });
+        both(acc, pairs, |acc, p| unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(p, _mm256_set1_epi16(1))) })
+    }
+    #[inline(always)]
+    unsafe fn dot_squares(acc: Self::I, w: Self::B) -> Self::I {
+        unsafe {
+            let magnitudes = [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])];
+            Self::dot_u8(acc, magnitudes, magnitudes)
+        }
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {

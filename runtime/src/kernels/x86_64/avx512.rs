@@ -3,13 +3,26 @@
 //! `vpdpbusd` takes one unsigned operand: weights are made unsigned by adding 128 (a flipped top bit) or, for table
 //! entries, by a table that is 64 larger. The caller starts each sum lower by that times the sum of the activations.
 
-use super::avx2::{largest8, sum8};
-use crate::kernels::simd::Simd;
+use super::avx2::{largest8, rows_first, sum8};
+use crate::kernels::simd::{LANES, Simd};
 #[allow(clippy::wildcard_imports, reason = "a hundred intrinsics")]
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
+
+/// Four columns to 16 bits, rounded to nearest even: the first two side by side in each quarter, and the last two.
+#[inline(always)]
+unsafe fn words(columns: [__m512; 4]) -> [__m512i; 2] {
+    // SAFETY: AVX-512 is the caller's promise.
+    unsafe {
+        let [a, b, c, d] = columns;
+        [
+            _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b)),
+            _mm512_packs_epi32(_mm512_cvtps_epi32(c), _mm512_cvtps_epi32(d)),
+        ]
+    }
+}
 
 // SAFETY comments below are shared: the trait's contract gives the features and the pointers' validity; all loads and
 // stores are unaligned forms.
@@ -37,6 +50,13 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self::F {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
     }
     #[inline(always)]
     unsafe fn store_f16(p: *mut u16, v: Self::F) {
@@ -92,6 +112,33 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn store_i8(p: *mut i8, v: Self::F) {
         unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtsepi32_epi8(_mm512_cvttps_epi32(v))) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(v: &mut [Self::F; LANES]) {
+        unsafe {
+            // Pairs, then fours within each quarter of a register, then the quarters.
+            let (mut pairs, mut fours) = (*v, *v);
+            for i in (0..LANES).step_by(2) {
+                pairs[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+                pairs[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+            }
+            for i in (0..LANES).step_by(4) {
+                for j in 0..2 {
+                    let (a, b) = (_mm512_castps_pd(pairs[i + j]), _mm512_castps_pd(pairs[i + 2 + j]));
+                    fours[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                    fours[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+                }
+            }
+            for i in 0..4 {
+                let (a, b, c, d) = (fours[i], fours[4 + i], fours[8 + i], fours[12 + i]);
+                let (ab, cd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d));
+                v[i] = _mm512_shuffle_f32x4::<0x88>(ab, cd);
+                v[8 + i] = _mm512_shuffle_f32x4::<0xdd>(ab, cd);
+                let (ab, cd) = (_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(c, d));
+                v[4 + i] = _mm512_shuffle_f32x4::<0x88>(ab, cd);
+                v[12 + i] = _mm512_shuffle_f32x4::<0xdd>(ab, cd);
+            }
+        }
     }
     #[inline(always)]
     unsafe fn splat_i(v: i32) -> Self::I {
@@ -151,6 +198,55 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn prefetch_second(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn pack_i8(columns: [Self::F; 4]) -> Self::B {
+        unsafe {
+            let [a, b] = words(columns);
+            _mm512_shuffle_epi8(_mm512_packs_epi16(a, b), _mm512_broadcast_i32x4(rows_first()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn pack_u8(columns: [Self::F; 4]) -> Self::B {
+        unsafe {
+            let [a, b] = words(columns);
+            _mm512_shuffle_epi8(_mm512_packus_epi16(a, b), _mm512_broadcast_i32x4(rows_first()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn repeat(p: *const u8) -> Self::B {
+        unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {
+        unsafe { _mm512_shuffle_epi8(table, index) }
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(v: Self::B) -> Self::B {
+        unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(v), _mm512_set1_epi8(15)) }
+    }
+    #[inline(always)]
+    unsafe fn join_nibbles(low: Self::B, high: Self::B) -> Self::B {
+        unsafe { _mm512_or_si512(low, _mm512_slli_epi16::<4>(high)) }
+    }
+    #[inline(always)]
+    unsafe fn select_above(a: Self::B, b: Self::B, x: Self::B, y: Self::B) -> Self::B {
+        unsafe { _mm512_mask_blend_epi8(_mm512_cmpgt_epu8_mask(a, b), y, x) }
+    }
+    #[inline(always)]
+    unsafe fn select_negative(v: Self::B, x: Self::B, y: Self::B) -> Self::B {
+        unsafe { _mm512_mask_blend_epi8(_mm512_movepi8_mask(v), y, x) }
+    }
+    #[inline(always)]
+    unsafe fn dot_u8(acc: Self::I, a: Self::B, w: Self::B) -> Self::I {
+        unsafe { _mm512_dpbusd_epi32(acc, a, w) }
+    }
+    #[inline(always)]
+    unsafe fn dot_squares(acc: Self::I, w: Self::B) -> Self::I {
+        unsafe {
+            let magnitudes = _mm512_abs_epi8(w);
+            _mm512_dpbusd_epi32(acc, magnitudes, magnitudes)
+        }
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {

@@ -1,0 +1,241 @@
+//! Source files as a stream: each is read once, from its first byte to its last. Tensors are handed over as they pass, and
+//! the checksum of the whole file is computed on the way, from bytes that are still in the cache.
+//!
+//! Reading and the checksum are the part of a conversion that cannot be split over threads, so a thread of its own does
+//! nothing else. It stays a little ahead of the encoder: [`Room`] says how far.
+
+use crate::Cancel;
+use crate::checkpoint::{SourceTensor, Weights, read_range};
+use crate::error::ConvertError;
+use sha2::{Digest as _, Sha256};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use tidbit_runtime::format::SourceFile;
+use tidbit_runtime::format::header::hex;
+
+/// Bytes that are read at a time: they stay in a core's own cache until the checksum has seen them.
+const PIECE: usize = 256 << 10;
+/// Bytes of tensors that may be in memory beyond the largest one.
+const AHEAD: u64 = 24 << 20;
+/// Buffers from this length on are used again: new ones cost a page fault for every 4096 bytes.
+const KEPT: usize = 1 << 20;
+
+/// A tensor that is wanted.
+pub(crate) struct Wanted<'a> {
+    /// What the receiver knows it by.
+    pub(crate) index: usize,
+    pub(crate) name: &'a str,
+    pub(crate) source: &'a SourceTensor,
+}
+
+/// A tensor that has been read.
+pub(crate) struct Loaded {
+    pub(crate) index: usize,
+    pub(crate) bytes: Buffer,
+}
+
+/// Memory for tensors on their way from the reader to the encoder.
+pub(crate) struct Room {
+    state: Mutex<State>,
+    freed: Condvar,
+    limit: u64,
+}
+
+#[derive(Default)]
+struct State {
+    /// Bytes of the buffers that are in use.
+    used: u64,
+    /// Buffers for later.
+    spare: Vec<Vec<u8>>,
+    closed: bool,
+}
+
+impl State {
+    fn spare_bytes(&self) -> u64 {
+        self.spare.iter().map(|b| b.len() as u64).sum()
+    }
+}
+
+impl Room {
+    /// Room for one tensor of `largest` bytes, and some more.
+    pub(crate) fn new(largest: u64) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), freed: Condvar::new(), limit: largest.saturating_add(AHEAD) })
+    }
+
+    /// No tensor is wanted any more.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.freed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there is room for `length` bytes. `None` when it has been closed.
+    fn take(self: &Arc<Self>, length: usize) -> Option<Result<Buffer, std::collections::TryReserveError>> {
+        let mut state = self.lock();
+        let bytes = loop {
+            if state.closed {
+                return None;
+            }
+            // The smallest that fits, unless most of it would lie idle.
+            let fits = |b: &Vec<u8>| b.len() >= length && b.len() / 2 <= length;
+            let found = state.spare.iter().enumerate().filter(|(_, b)| fits(b)).min_by_key(|(_, b)| b.len());
+            if let Some((i, _)) = found {
+                break state.spare.swap_remove(i);
+            }
+            if state.used == 0 || state.used.saturating_add(length as u64) <= self.limit {
+                while !state.spare.is_empty() && state.used + state.spare_bytes() + length as u64 > self.limit {
+                    state.spare.pop();
+                }
+                let mut bytes = Vec::new();
+                if let Err(e) = bytes.try_reserve_exact(length) {
+                    return Some(Err(e));
+                }
+                bytes.resize(length, 0);
+                break bytes;
+            }
+            state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        };
+        state.used += bytes.len() as u64;
+        Some(Ok(Buffer { bytes, length, room: Arc::clone(self) }))
+    }
+}
+
+/// A tensor's bytes. Dropping it makes room.
+pub(crate) struct Buffer {
+    bytes: Vec<u8>,
+    length: usize,
+    room: Arc<Room>,
+}
+
+impl std::ops::Deref for Buffer {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        let mut state = self.room.lock();
+        state.used -= bytes.len() as u64;
+        if bytes.len() >= KEPT {
+            state.spare.push(bytes);
+        }
+        drop(state);
+        self.room.freed.notify_all();
+    }
+}
+
+/// Reads `files` in order and sends every wanted tensor, in the order of the files. Returns the files' checksums.
+///
+/// # Errors
+/// What is wrong with a file; [`ConvertError::Cancelled`] also when the room was closed or nobody receives.
+pub(crate) fn read(
+    files: &[PathBuf],
+    weights: &Weights,
+    mut wanted: Vec<Wanted<'_>>,
+    room: &Arc<Room>,
+    send: &Sender<Result<Loaded, ConvertError>>,
+    cancel: Cancel<'_>,
+) -> Result<Vec<SourceFile>, ConvertError> {
+    wanted.sort_by_key(|w| (w.source.offset, w.index));
+    let mut sources = Vec::new();
+    for path in files {
+        let mut pass = Pass::open(path, room, cancel)?;
+        for wanted in wanted.iter().filter(|w| weights.path_of(w.source) == path) {
+            let bytes = pass.tensor(wanted)?;
+            send.send(Ok(Loaded { index: wanted.index, bytes })).map_err(|_| ConvertError::Cancelled)?;
+        }
+        sources.push(pass.finish()?);
+    }
+    Ok(sources)
+}
+
+/// One file, from its first byte to its last.
+struct Pass<'a> {
+    path: &'a Path,
+    file: File,
+    position: u64,
+    hasher: Sha256,
+    room: &'a Arc<Room>,
+    cancel: Cancel<'a>,
+}
+
+impl<'a> Pass<'a> {
+    fn open(path: &'a Path, room: &'a Arc<Room>, cancel: Cancel<'a>) -> Result<Self, ConvertError> {
+        let file = File::open(path).map_err(ConvertError::io(path))?;
+        Ok(Self { path, file, position: 0, hasher: Sha256::new(), room, cancel })
+    }
+
+    /// Reads until `out` is full or the file ends; how many bytes there were.
+    fn fill(&mut self, out: &mut [u8]) -> Result<usize, ConvertError> {
+        let mut filled = 0;
+        for piece in out.chunks_mut(PIECE) {
+            self.cancel.check()?;
+            if self.room.lock().closed {
+                return Err(ConvertError::Cancelled);
+            }
+            let mut n = 0;
+            while n < piece.len() {
+                match self.file.read(&mut piece[n..]) {
+                    Ok(0) => break,
+                    Ok(more) => n += more,
+                    Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(e) => return Err(ConvertError::io(self.path)(e)),
+                }
+            }
+            self.hasher.update(&piece[..n]);
+            (filled, self.position) = (filled + n, self.position + n as u64);
+            if n < piece.len() {
+                break;
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Passes over everything before `offset`.
+    fn skip_to(&mut self, offset: u64) -> Result<(), ConvertError> {
+        let mut scratch = vec![0; PIECE.min((offset - self.position) as usize)];
+        while self.position < offset {
+            let n = scratch.len().min((offset - self.position) as usize);
+            if self.fill(&mut scratch[..n])? < n {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn tensor(&mut self, wanted: &Wanted<'_>) -> Result<Buffer, ConvertError> {
+        let error = |reason: String| ConvertError::tensor(self.path, wanted.name, reason);
+        let length = wanted.source.bytes().ok_or_else(|| error("its size overflows".into()))?;
+        let room = self.room.take(length as usize).ok_or(ConvertError::Cancelled)?;
+        let mut buffer = room.map_err(|_| error(format!("cannot allocate {length} bytes")))?;
+        let bytes = &mut buffer.bytes[..length as usize];
+        if wanted.source.offset < self.position {
+            // It shares bytes with a tensor that has passed.
+            bytes.copy_from_slice(&read_range(self.path, wanted.name, wanted.source.offset, length)?);
+            return Ok(buffer);
+        }
+        self.skip_to(wanted.source.offset)?;
+        let found = self.fill(bytes)? as u64;
+        if found < length {
+            let reason = format!("truncated while it was read: expected {length} bytes, found {found}");
+            return Err(ConvertError::tensor(self.path, wanted.name, reason));
+        }
+        Ok(buffer)
+    }
+
+    fn finish(mut self) -> Result<SourceFile, ConvertError> {
+        let mut scratch = vec![0; PIECE];
+        while self.fill(&mut scratch)? == scratch.len() {}
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(SourceFile { name, bytes: self.position, sha256: hex(&self.hasher.finalize()) })
+    }
+}
