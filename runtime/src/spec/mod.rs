@@ -30,9 +30,12 @@ pub struct Spec {
     pub d_model: usize,
     /// Positions the model was trained for, in tokens.
     pub context_length: usize,
+    /// From a token's row to the first block.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub embedding: Embedding,
     /// How a token learns where it stands.
     pub position: Position,
-    /// The normalization used everywhere.
+    /// The normalization of the residual stream.
     pub norm: Norm,
     /// Self-attention.
     pub attention: Attention,
@@ -40,11 +43,37 @@ pub struct Spec {
     pub mlp: Mlp,
     /// How the two halves of a block meet the residual stream.
     pub residual: Residual,
+    /// Whether there is a normalization between the last block and the head.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub final_norm: bool,
     /// The output projection.
     pub head: Head,
+    /// What the output projection's products become.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub logits: Logits,
     /// The token that ends a text, if the checkpoint names one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub eos_ids: Vec<u32>,
+}
+
+/// From a token's row to the first block: `project(row) * scale`, positions added, normalized.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Embedding {
+    /// Width of the table's rows and of the head's, where it is not `d_model`: a matrix leads to `d_model`, another one back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dim: Option<usize>,
+    /// What rows are multiplied by.
+    #[serde(skip_serializing_if = "is_one")]
+    pub scale: f32,
+    /// Whether the sum is normalized.
+    pub norm: bool,
+}
+
+impl Default for Embedding {
+    fn default() -> Self {
+        Self { dim: None, scale: 1.0, norm: false }
+    }
 }
 
 /// How a token learns where it stands.
@@ -55,10 +84,13 @@ pub enum Position {
     Learned,
     /// Rotation of query and key pairs (Su et al. 2021, arXiv:2104.09864).
     Rotary(Rotary),
+    /// Scores fall with the distance, by head (Press et al. 2021, arXiv:2108.12409).
+    Alibi(Alibi),
+    /// Not at all.
+    None,
 }
 
-/// Rotary position embedding of the first `dims` dimensions of each head: dimension `i` turns with
-/// dimension `i + dims / 2` by `position * theta^(-2i / dims)`.
+/// Rotary position embedding of the first `dims` dimensions of each head: pair `i` turns by `position * theta^(-2i / exponent)`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rotary {
@@ -66,9 +98,85 @@ pub struct Rotary {
     pub dims: usize,
     /// The base of the frequencies.
     pub theta: f32,
+    /// The divisor in the frequencies' exponents, where it is not `dims` (GPT-NeoX with an odd number of dimensions).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exponent: Option<usize>,
+    /// Which dimensions turn together.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub pairs: Pairs,
+    /// What makes positions beyond the trained ones usable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<RotaryScaling>,
 }
 
-/// A normalization of the residual stream, with a trained gain.
+/// Which dimensions of a head turn together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pairs {
+    /// `i` and `i + dims / 2`.
+    #[default]
+    Halves,
+    /// `2i` and `2i + 1`.
+    Interleaved,
+}
+
+/// How rotary frequencies are changed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum RotaryScaling {
+    /// All are divided (Chen et al. 2023, arXiv:2306.15595).
+    Linear {
+        /// By this.
+        factor: f32,
+    },
+    /// The base grows with the position beyond the trained ones. Position `p` turns as a text of `p + 1` tokens does.
+    Dynamic {
+        /// Steepness.
+        factor: f32,
+        /// Positions that nothing changes for.
+        original: usize,
+    },
+    /// Slow ones are divided, fast ones are not, those between partly (LLaMA 3.1).
+    Llama3 {
+        /// What slow ones are divided by.
+        factor: f32,
+        /// Slow: fewer turns than this in the trained length.
+        low: f32,
+        /// Fast: more turns than this.
+        high: f32,
+        /// The trained length.
+        original: usize,
+    },
+    /// The same by the dimension's number, and a factor on queries and keys (Peng et al. 2023, arXiv:2309.00071).
+    Yarn {
+        /// What slow ones are divided by.
+        factor: f32,
+        /// Turns in the trained length above which nothing is divided.
+        beta_fast: f32,
+        /// Turns below which all is.
+        beta_slow: f32,
+        /// The trained length.
+        original: usize,
+        /// What cosines and sines are multiplied by.
+        magnitude: f32,
+        /// Whether the range between is rounded to whole dimensions.
+        truncate: bool,
+    },
+}
+
+/// Biases of scores: `slope * (key - query)` in positions, with slope `2^(-max_bias * i / n)` for the heads
+/// `i = 1, 2, …, n`, where `n` is a power of two; other numbers of heads take every second slope of twice as many.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Alibi {
+    /// The steepest slope's exponent, 8 in the paper.
+    pub max_bias: f32,
+    /// As Falcon was trained: `slope * key`, both and their product rounded to bf16, added before scores are scaled.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub bf16: bool,
+}
+
+/// A normalization.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Norm {
@@ -76,14 +184,62 @@ pub struct Norm {
     pub kind: NormKind,
     /// Added to the variance.
     pub eps: f32,
+    /// What is trained of it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub trained: Trained,
+    /// Where it stands in a block.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub place: Place,
 }
 
 /// Kinds of normalization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormKind {
-    /// Mean and variance, gain and bias (Ba et al. 2016, arXiv:1607.06450).
+    /// Mean and variance (Ba et al. 2016, arXiv:1607.06450).
     LayerNorm,
+    /// The mean square alone (Zhang & Sennrich 2019, arXiv:1910.07467).
+    RmsNorm,
+}
+
+/// What is trained of a normalization.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trained {
+    /// A gain and a bias for each dimension.
+    #[default]
+    GainAndBias,
+    /// A gain.
+    Gain,
+    /// Nothing.
+    Nothing,
+}
+
+/// Where the normalizations of a block stand; `f` is attention or the feed-forward network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// `x + f(norm(x))`.
+    #[default]
+    Before,
+    /// `norm(x + f(x))`.
+    After,
+    /// `x + norm(f(x))`.
+    Branch,
+    /// `x + norm'(f(norm(x)))`.
+    Sandwich,
+}
+
+impl Place {
+    /// Whether there is one before attention and one before the feed-forward network.
+    pub fn before(self) -> bool {
+        matches!(self, Self::Before | Self::Sandwich)
+    }
+
+    /// Whether there is one behind each of them.
+    pub fn behind(self) -> bool {
+        self != Self::Before
+    }
 }
 
 /// Causal multi-head self-attention.
@@ -104,6 +260,58 @@ pub struct Attention {
     pub qkv_bias: bool,
     /// Bias on the output projection.
     pub out_bias: bool,
+    /// Normalization of queries and keys, before they turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qk_norm: Option<QkNorm>,
+    /// Queries, keys and values are clamped to plus and minus this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip: Option<f32>,
+    /// Scores `s` become `c * tanh(s / c)`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub softcap: Option<f32>,
+    /// Layers that see only the last positions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+}
+
+/// Layers that see only the last positions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// Positions that a query sees, its own included.
+    pub size: usize,
+    /// These layers; all when `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<usize>>,
+    /// How positions turn in them, where it differs from the other layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotary: Option<Rotary>,
+}
+
+/// Normalization of queries and keys.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QkNorm {
+    /// Which one.
+    pub kind: NormKind,
+    /// Added to the variance.
+    pub eps: f32,
+    /// What is trained of it.
+    pub trained: Trained,
+    /// What is normalized together.
+    pub over: QkNormOver,
+}
+
+/// What a normalization of queries and keys takes together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QkNormOver {
+    /// Each head; all have the same gain.
+    Head,
+    /// Each head, with a gain of its own.
+    HeadWithItsGain,
+    /// All heads together.
+    AllHeads,
 }
 
 impl Attention {
@@ -116,9 +324,14 @@ impl Attention {
     pub fn scale_of(&self, layer: usize) -> f32 {
         if self.scale_by_inverse_layer { self.scale / (layer + 1) as f32 } else { self.scale }
     }
+
+    /// The window of layer `layer`, if it has one.
+    pub fn window_of(&self, layer: usize) -> Option<&Window> {
+        self.window.as_ref().filter(|w| w.layers.as_ref().is_none_or(|layers| layers.contains(&layer)))
+    }
 }
 
-/// Feed-forward network: `down(activation(up(x)))`.
+/// Feed-forward network: `down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mlp {
@@ -126,8 +339,11 @@ pub struct Mlp {
     pub ffn_dim: usize,
     /// The non-linearity.
     pub activation: Activation,
-    /// Bias on both projections.
+    /// Bias on all projections.
     pub bias: bool,
+    /// Whether there is a gate (Shazeer 2020, arXiv:2002.05202).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub gated: bool,
 }
 
 /// Element-wise non-linearities.
@@ -164,6 +380,10 @@ pub enum Residual {
     Sequential,
     /// `x += attn(norm1(x)) + mlp(norm2(x))`.
     Parallel,
+    /// `x += attn(norm(x)) + mlp(norm(x))`.
+    ParallelOneNorm,
+    /// `h = norm1(x); x = h + attn(h); h = norm2(x); x = h + mlp(h)`.
+    FromNorm,
 }
 
 /// The output projection.
@@ -174,6 +394,34 @@ pub enum Head {
     Tied,
     /// A matrix of its own.
     Untied,
+}
+
+/// What the output projection's products become: `softcap(products + bias)`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Logits {
+    /// Whether there is a bias.
+    #[serde(skip_serializing_if = "is_default")]
+    pub bias: bool,
+    /// Logits `x` become `c * tanh(x / c)`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub softcap: Option<f32>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn is_one(value: &f32) -> bool {
+    *value == 1.0
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// The widest head that the attention kernels hold on their stack.
@@ -213,27 +461,96 @@ impl Spec {
         if a.n_heads > MAX_COUNT / a.head_dim {
             return Err(format!("`n_heads` {} times `head_dim` {} is more than {MAX_COUNT}", a.n_heads, a.head_dim));
         }
-        if let Position::Rotary(r) = &self.position {
-            if r.dims == 0 || r.dims % 2 != 0 || r.dims > a.head_dim {
-                return Err(format!(
-                    "rotary `dims` is {}, expected an even number up to `head_dim` {}",
-                    r.dims, a.head_dim
-                ));
+        match &self.position {
+            Position::Rotary(rotary) => rotary.validate(a.head_dim)?,
+            Position::Alibi(alibi) => positive("alibi `max_bias`", alibi.max_bias)?,
+            Position::Learned | Position::None => {}
+        }
+        if let Some(window) = &a.window {
+            let layers = window.layers.iter().flatten();
+            if window.size == 0 || window.size > MAX_COUNT {
+                return Err(format!("window `size` is {}, expected 1 to {MAX_COUNT}", window.size));
             }
-            if !(r.theta.is_finite() && r.theta > 0.0) {
-                return Err(format!("rotary `theta` is {}, expected a positive number", r.theta));
+            if let Some(layer) = layers.clone().find(|&&layer| layer >= self.n_layers) {
+                return Err(format!("window of layer {layer}, there are {}", self.n_layers));
+            }
+            match (&window.rotary, &self.position) {
+                (Some(rotary), Position::Rotary(_)) => rotary.validate(a.head_dim)?,
+                (Some(_), _) => return Err("a window with `rotary`, other layers have none".into()),
+                (None, _) => {}
             }
         }
-        for (name, value) in [("norm eps", self.norm.eps), ("attention scale", a.scale)] {
-            if !(value.is_finite() && value > 0.0) {
-                return Err(format!("{name} is {value}, expected a positive number"));
-            }
+        if let Some(dim) = self.embedding.dim
+            && (dim == 0 || dim > MAX_COUNT)
+        {
+            return Err(format!("embedding `dim` is {dim}, expected 1 to {MAX_COUNT}"));
+        }
+        if self.residual != Residual::Sequential && self.norm.place != Place::Before {
+            let (residual, place) = (self.residual, self.norm.place);
+            return Err(format!("residual {residual:?} with norms in place {place:?}, expected Before"));
+        }
+        for (name, value) in [
+            ("norm eps", Some(self.norm.eps)),
+            ("attention scale", Some(a.scale)),
+            ("embedding `scale`", Some(self.embedding.scale)),
+            ("attention `clip`", a.clip),
+            ("attention `softcap`", a.softcap),
+            ("logits `softcap`", self.logits.softcap),
+            ("query and key norm eps", a.qk_norm.as_ref().map(|n| n.eps)),
+        ] {
+            value.map_or(Ok(()), |value| positive(name, value))?;
         }
         if let Some(id) = self.eos_ids.iter().find(|&&id| id as usize >= self.vocab_size) {
             return Err(format!("end-of-text id {id} is outside the vocabulary of {}", self.vocab_size));
         }
         Ok(())
     }
+}
+
+impl Rotary {
+    fn validate(&self, head_dim: usize) -> Result<(), String> {
+        if self.dims == 0 || !self.dims.is_multiple_of(2) || self.dims > head_dim {
+            return Err(format!("rotary `dims` is {}, expected an even number up to `head_dim` {head_dim}", self.dims));
+        }
+        if let Some(exponent) = self.exponent.filter(|e| !(1..=self.dims).contains(e)) {
+            return Err(format!("rotary `exponent` is {exponent}, expected 1 to `dims` {}", self.dims));
+        }
+        positive("rotary `theta`", self.theta)?;
+        let (factor, original, others) = match &self.scaling {
+            None => return Ok(()),
+            Some(RotaryScaling::Linear { factor }) => (factor, 1, vec![]),
+            Some(RotaryScaling::Dynamic { factor, original }) => {
+                if self.dims == 2 {
+                    return Err("rotary `dims` is 2, expected more for dynamic scaling".into());
+                }
+                (factor, *original, vec![])
+            }
+            Some(RotaryScaling::Llama3 { factor, low, high, original }) => {
+                if low >= high {
+                    return Err(format!("rotary `low` is {low}, expected less than `high` {high}"));
+                }
+                (factor, *original, vec![("rotary `low`", *low), ("rotary `high`", *high)])
+            }
+            Some(RotaryScaling::Yarn { factor, beta_fast, beta_slow, original, magnitude, .. }) => {
+                if self.theta == 1.0 {
+                    return Err("rotary `theta` is 1, expected another for YaRN".into());
+                }
+                let others =
+                    [("`beta_fast`", *beta_fast), ("`beta_slow`", *beta_slow), ("rotary `magnitude`", *magnitude)];
+                (factor, *original, others.to_vec())
+            }
+        };
+        positive("rotary `factor`", *factor)?;
+        if original == 0 || original > MAX_COUNT {
+            return Err(format!("rotary `original` is {original}, expected 1 to {MAX_COUNT}"));
+        }
+        others.into_iter().try_for_each(|(name, value)| positive(name, value))
+    }
+}
+
+fn positive(name: &str, value: f32) -> Result<(), String> {
+    let good = value.is_finite() && value > 0.0;
+    if good { Ok(()) } else { Err(format!("{name} is {value}, expected a positive number")) }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! The order is the order of execution, which is also the order in the file.
 
-use super::{Head, NormKind, Position, Spec};
+use super::{Head, Position, QkNormOver, Residual, Spec, Trained};
 
 /// What a tensor is for; decides how it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,44 +47,87 @@ impl Spec {
     ///
     /// Call [`Spec::validate`] first: sizes are multiplied here.
     pub fn tensors(&self) -> Vec<TensorDecl> {
-        let mut list = Vec::new();
-        let mut add = |name: String, shape: &[usize], role| {
-            list.push(TensorDecl { name, shape: shape.to_vec(), role });
-        };
-        let d = self.d_model;
-        add("embed.tokens".into(), &[self.vocab_size, d], Role::Embedding);
+        let mut list = List(Vec::new());
+        let (d, e) = (self.d_model, self.embedding.dim.unwrap_or(self.d_model));
+        list.add("embed.tokens", &[self.vocab_size, e], Role::Embedding);
+        if e != d {
+            list.add("embed.project.weight", &[d, e], Role::Projection);
+        }
         match self.position {
-            Position::Learned => add("embed.positions".into(), &[self.context_length, d], Role::Positions),
-            Position::Rotary(_) => {}
+            Position::Learned => list.add("embed.positions", &[self.context_length, d], Role::Positions),
+            Position::Rotary(_) | Position::Alibi(_) | Position::None => {}
         }
-        let linear =
-            |add: &mut dyn FnMut(String, &[usize], Role), name: String, out: usize, cols: usize, bias: bool| {
-                add(format!("{name}.weight"), &[out, cols], Role::Projection);
-                if bias {
-                    add(format!("{name}.bias"), &[out], Role::Vector);
-                }
-            };
-        let norm = |add: &mut dyn FnMut(String, &[usize], Role), name: String| match self.norm.kind {
-            NormKind::LayerNorm => {
-                add(format!("{name}.weight"), &[d], Role::Vector);
-                add(format!("{name}.bias"), &[d], Role::Vector);
-            }
-        };
-        let (a, m) = (&self.attention, &self.mlp);
+        let trained = self.norm.trained;
+        if self.embedding.norm {
+            list.norm("embed.norm", d, trained);
+        }
+        let (a, m, place) = (&self.attention, &self.mlp, self.norm.place);
         for i in 0..self.n_layers {
-            norm(&mut add, format!("layers.{i}.attn_norm"));
-            linear(&mut add, format!("layers.{i}.attn.qkv"), a.qkv_rows(), d, a.qkv_bias);
-            linear(&mut add, format!("layers.{i}.attn.out"), d, a.n_heads * a.head_dim, a.out_bias);
-            norm(&mut add, format!("layers.{i}.mlp_norm"));
-            linear(&mut add, format!("layers.{i}.mlp.up"), m.ffn_dim, d, m.bias);
-            linear(&mut add, format!("layers.{i}.mlp.down"), d, m.ffn_dim, m.bias);
+            let name = |part: &str| format!("layers.{i}.{part}");
+            if place.before() {
+                list.norm(&name("attn_norm"), d, trained);
+            }
+            list.linear(&name("attn.qkv"), [a.qkv_rows(), d], a.qkv_bias);
+            if let Some(norm) = &a.qk_norm {
+                for (part, n_heads) in [("attn.q_norm", a.n_heads), ("attn.k_norm", a.n_kv_heads)] {
+                    let heads = if norm.over == QkNormOver::Head { 1 } else { n_heads };
+                    list.norm(&name(part), heads * a.head_dim, norm.trained);
+                }
+            }
+            list.linear(&name("attn.out"), [d, a.n_heads * a.head_dim], a.out_bias);
+            if place.behind() {
+                list.norm(&name("attn_post_norm"), d, trained);
+            }
+            if place.before() && self.residual != Residual::ParallelOneNorm {
+                list.norm(&name("mlp_norm"), d, trained);
+            }
+            if m.gated {
+                list.linear(&name("mlp.gate"), [m.ffn_dim, d], m.bias);
+            }
+            list.linear(&name("mlp.up"), [m.ffn_dim, d], m.bias);
+            list.linear(&name("mlp.down"), [d, m.ffn_dim], m.bias);
+            if place.behind() {
+                list.norm(&name("mlp_post_norm"), d, trained);
+            }
         }
-        norm(&mut add, "final_norm".into());
+        if self.final_norm {
+            list.norm("final_norm", d, trained);
+        }
+        if e != d {
+            list.add("head.project.weight", &[e, d], Role::Projection);
+        }
         match self.head {
             Head::Tied => {}
-            Head::Untied => add("head.weight".into(), &[self.vocab_size, d], Role::Head),
+            Head::Untied => list.add("head.weight", &[self.vocab_size, e], Role::Head),
         }
-        list
+        if self.logits.bias {
+            list.add("head.bias", &[self.vocab_size], Role::Vector);
+        }
+        list.0
+    }
+}
+
+struct List(Vec<TensorDecl>);
+
+impl List {
+    fn add(&mut self, name: &str, shape: &[usize], role: Role) {
+        self.0.push(TensorDecl { name: name.into(), shape: shape.to_vec(), role });
+    }
+
+    fn linear(&mut self, name: &str, shape: [usize; 2], bias: bool) {
+        self.add(&format!("{name}.weight"), &shape, Role::Projection);
+        if bias {
+            self.add(&format!("{name}.bias"), &shape[..1], Role::Vector);
+        }
+    }
+
+    fn norm(&mut self, name: &str, dim: usize, trained: Trained) {
+        if trained != Trained::Nothing {
+            self.add(&format!("{name}.weight"), &[dim], Role::Vector);
+        }
+        if trained == Trained::GainAndBias {
+            self.add(&format!("{name}.bias"), &[dim], Role::Vector);
+        }
     }
 }
 
