@@ -249,7 +249,7 @@ impl Engine {
             }
         })?;
         if n > 0 {
-            forward::logits(&mut self.backend, &self.model, (&self.finished, n), &mut self.logits);
+            forward::logits(&mut self.backend, &self.model, &mut self.acts, (&self.finished, n), &mut self.logits);
         }
         Ok(Logits { rows: &self.logits, n })
     }
@@ -271,7 +271,7 @@ impl Engine {
                 let out = (&mut engine.finished, 0);
                 forward::finish(&mut engine.backend, &engine.model, &engine.acts, feed.rows(&tokens), out);
                 let finished = (&engine.finished, tokens.len());
-                forward::logits(&mut engine.backend, &engine.model, finished, &mut engine.logits);
+                forward::logits(&mut engine.backend, &engine.model, &mut engine.acts, finished, &mut engine.logits);
                 tokens.enumerate().for_each(|(row, token)| visit(token, engine.logits.row(row)));
             }
         })

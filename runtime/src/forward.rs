@@ -4,8 +4,8 @@
 
 use crate::backend::{Backend, Epilogue, Part};
 use crate::error::SessionError;
-use crate::model::Model;
-use crate::spec::{Position, Residual, Spec};
+use crate::model::{Layer, Linear, Model, NormWeights};
+use crate::spec::{Place, Position, Residual, Spec};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,9 +13,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Activations<B: Backend> {
     /// The residual stream `[tokens, d_model]`.
     x: B::Buffer,
-    /// Normalized for attention, `[tokens, d_model]`.
+    /// Rows as wide as the embedding, where that is not `d_model`.
+    narrow: Option<B::Buffer>,
+    /// Normalized for attention, `[tokens, d_model]`; then free.
     attn_in: B::Buffer,
-    /// Normalized for the feed-forward network, `[tokens, d_model]`.
+    /// Normalized for the feed-forward network, `[tokens, d_model]`; then free.
     mlp_in: B::Buffer,
     /// Queries, keys and values, `[tokens, (n_heads + 2 n_kv_heads) * head_dim]`.
     qkv: B::Buffer,
@@ -35,6 +37,7 @@ impl<B: Backend> Activations<B> {
         let buffer = |cols| backend.buffer(max_tokens, cols);
         Ok(Self {
             x: buffer(spec.d_model)?,
+            narrow: narrow(spec).map(buffer).transpose()?,
             attn_in: buffer(spec.d_model)?,
             mlp_in: buffer(spec.d_model)?,
             qkv: buffer(a.qkv_rows())?,
@@ -46,8 +49,14 @@ impl<B: Backend> Activations<B> {
     /// f32 elements of a batch of `max_tokens`, for an estimate of memory.
     pub fn elements(spec: &Spec, max_tokens: usize) -> usize {
         let a = &spec.attention;
-        max_tokens * (3 * spec.d_model + a.qkv_rows() + a.n_heads * a.head_dim + spec.mlp.ffn_dim)
+        max_tokens
+            * (3 * spec.d_model + narrow(spec).unwrap_or(0) + a.qkv_rows() + a.n_heads * a.head_dim + spec.mlp.ffn_dim)
     }
+}
+
+/// The width of the embedding's rows, where it is not `d_model`.
+fn narrow(spec: &Spec) -> Option<usize> {
+    spec.embedding.dim.filter(|&dim| dim != spec.d_model)
 }
 
 /// Tokens that run together, of one text or of several.
@@ -75,34 +84,142 @@ pub fn forward<B: Backend>(
     Batch { ids, positions, parts }: Batch<'_, '_, B::Cache>,
     cancel: &AtomicBool,
 ) -> Result<(), SessionError> {
-    let (spec, weights) = (model.spec(), model.weights());
     let all = 0..ids.len();
-    backend.embed(weights, ids, positions, &mut acts.x);
-    for (i, layer) in weights.layers.iter().enumerate() {
+    embed(backend, model, acts, ids, positions);
+    for (i, layer) in model.weights().layers.iter().enumerate() {
         if cancel.load(Ordering::Relaxed) {
             return Err(SessionError::Cancelled);
         }
-        backend.norm(&spec.norm, &layer.attn_norm, (&acts.x, all.clone()), (&mut acts.attn_in, 0));
-        if spec.residual == Residual::Parallel {
-            backend.norm(&spec.norm, &layer.mlp_norm, (&acts.x, all.clone()), (&mut acts.mlp_in, 0));
-        }
-        backend.linear(&layer.qkv, &acts.attn_in, all.clone(), Epilogue::Store, &mut acts.qkv);
-        if let Position::Rotary(rotary) = &spec.position {
-            // Queries and keys stand side by side.
-            let heads = spec.attention.n_heads + spec.attention.n_kv_heads;
-            backend.rotate(rotary, &mut acts.qkv, positions, heads, spec.attention.head_dim);
-        }
-        backend.store(spec, parts, i, &acts.qkv);
-        backend.attend(spec, parts, i, &acts.qkv, &mut acts.attended);
-        backend.linear(&layer.attn_out, &acts.attended, all.clone(), Epilogue::Add, &mut acts.x);
-        if spec.residual == Residual::Sequential {
-            backend.norm(&spec.norm, &layer.mlp_norm, (&acts.x, all.clone()), (&mut acts.mlp_in, 0));
-        }
-        let activate = Epilogue::Activate(spec.mlp.activation);
-        backend.linear(&layer.up, &acts.mlp_in, all.clone(), activate, &mut acts.inner);
-        backend.linear(&layer.down, &acts.inner, all.clone(), Epilogue::Add, &mut acts.x);
+        attention(backend, (model.spec(), layer, i), acts, positions, parts);
+        feed_forward(backend, (model.spec(), layer), acts, all.clone());
     }
     Ok(())
+}
+
+/// Fills the residual stream.
+fn embed<B: Backend>(backend: &mut B, model: &Model, acts: &mut Activations<B>, ids: &[u32], positions: &[usize]) {
+    let (spec, weights, all) = (model.spec(), model.weights(), 0..ids.len());
+    let table = (&weights.embedding, spec.embedding.scale);
+    if let (Some(narrow), Some(project)) = (&mut acts.narrow, &weights.embedding_project) {
+        backend.embed(table, ids, narrow);
+        backend.linear(project, narrow, all.clone(), Epilogue::Store, &mut acts.x);
+    } else {
+        backend.embed(table, ids, &mut acts.x);
+    }
+    if let Some(places) = &weights.positions {
+        backend.embed_positions(places, positions, &mut acts.x);
+    }
+    if let Some(norm) = &weights.embedding_norm {
+        norm_x(backend, spec, norm, (&mut acts.x, &mut acts.attn_in), all);
+    }
+}
+
+/// The attention half of block `i`, and the norm of the other half where that takes the same input.
+fn attention<B: Backend>(
+    backend: &mut B,
+    (spec, layer, i): (&Spec, &Layer, usize),
+    acts: &mut Activations<B>,
+    positions: &[usize],
+    parts: &mut [Part<'_, B::Cache>],
+) {
+    let (a, all) = (&spec.attention, 0..positions.len());
+    let kind = |norm| (spec.norm.kind, spec.norm.eps, norm);
+    if let Some(norm) = &layer.attn_norm {
+        backend.norm(kind(norm), (&acts.x, all.clone()), (&mut acts.attn_in, 0));
+    }
+    if let (Residual::Parallel, Some(norm)) = (spec.residual, &layer.mlp_norm) {
+        backend.norm(kind(norm), (&acts.x, all.clone()), (&mut acts.mlp_in, 0));
+    }
+    let input = if layer.attn_norm.is_some() { &acts.attn_in } else { &acts.x };
+    backend.linear(&layer.qkv, input, all.clone(), Epilogue::Store, &mut acts.qkv);
+    if let Some(most) = a.clip {
+        backend.clip(&mut acts.qkv, all.len(), most);
+    }
+    if let Some(norm) = &layer.qk_norm {
+        backend.norm_heads(spec, norm, &mut acts.qkv, all.len());
+    }
+    if let Position::Rotary(rotary) = &spec.position {
+        let rotary = a.window_of(i).and_then(|w| w.rotary.as_ref()).unwrap_or(rotary);
+        // Queries and keys stand side by side.
+        backend.rotate(rotary, &mut acts.qkv, positions, a.n_heads + a.n_kv_heads, a.head_dim);
+    }
+    backend.store(spec, parts, i, &acts.qkv);
+    backend.attend(spec, parts, i, &acts.qkv, &mut acts.attended);
+    if spec.residual == Residual::FromNorm {
+        std::mem::swap(&mut acts.x, &mut acts.attn_in);
+    }
+    if spec.residual == Residual::ParallelOneNorm {
+        // The other half wants `attn_in` still; there is nothing behind attention then.
+        return backend.linear(&layer.attn_out, &acts.attended, all, Epilogue::Add, &mut acts.x);
+    }
+    let free = (&mut acts.attn_in, &mut acts.mlp_in);
+    join(backend, spec, (&layer.attn_out, &acts.attended, all), layer.attn_post_norm.as_ref(), free, &mut acts.x);
+}
+
+/// The other half of a block.
+fn feed_forward<B: Backend>(
+    backend: &mut B,
+    (spec, layer): (&Spec, &Layer),
+    acts: &mut Activations<B>,
+    all: Range<usize>,
+) {
+    let input = match (spec.residual, &layer.mlp_norm) {
+        (Residual::ParallelOneNorm, _) => &acts.attn_in,
+        (Residual::Parallel, Some(_)) => &acts.mlp_in,
+        (_, Some(norm)) => {
+            backend.norm((spec.norm.kind, spec.norm.eps, norm), (&acts.x, all.clone()), (&mut acts.mlp_in, 0));
+            &acts.mlp_in
+        }
+        (_, None) => &acts.x,
+    };
+    let activate = Epilogue::Activate(spec.mlp.activation);
+    if let Some(gate) = &layer.gate {
+        backend.linear(gate, input, all.clone(), activate, &mut acts.inner);
+        backend.linear(&layer.up, input, all.clone(), Epilogue::Multiply, &mut acts.inner);
+    } else {
+        backend.linear(&layer.up, input, all.clone(), activate, &mut acts.inner);
+    }
+    if spec.residual == Residual::FromNorm {
+        std::mem::swap(&mut acts.x, &mut acts.mlp_in);
+    }
+    let free = (&mut acts.attn_in, &mut acts.mlp_in);
+    join(backend, spec, (&layer.down, &acts.inner, all), layer.mlp_post_norm.as_ref(), free, &mut acts.x);
+}
+
+/// Adds a projection to the residual stream `x`, with the norm that stands behind it, if one does.
+fn join<B: Backend>(
+    backend: &mut B,
+    spec: &Spec,
+    (linear, from, all): (&Linear, &B::Buffer, Range<usize>),
+    norm: Option<&NormWeights>,
+    free: (&mut B::Buffer, &mut B::Buffer),
+    x: &mut B::Buffer,
+) {
+    match norm {
+        Some(norm) if spec.norm.place != Place::After => {
+            let n_tokens = all.len();
+            backend.linear(linear, from, all.clone(), Epilogue::Store, free.0);
+            backend.norm((spec.norm.kind, spec.norm.eps, norm), (free.0, all), (&mut *free.1, 0));
+            backend.add(free.1, n_tokens, x);
+        }
+        Some(norm) => {
+            backend.linear(linear, from, all.clone(), Epilogue::Add, x);
+            norm_x(backend, spec, norm, (x, free.0), all);
+        }
+        None => backend.linear(linear, from, all, Epilogue::Add, x),
+    }
+}
+
+/// Normalizes the residual stream itself.
+fn norm_x<B: Backend>(
+    backend: &mut B,
+    spec: &Spec,
+    norm: &NormWeights,
+    (x, free): (&mut B::Buffer, &mut B::Buffer),
+    all: Range<usize>,
+) {
+    backend.norm((spec.norm.kind, spec.norm.eps, norm), (x, all), (&mut *free, 0));
+    std::mem::swap(x, free);
 }
 
 /// Rows `at..` of `out` become rows `tokens` of the last batch as the head takes them.
@@ -113,10 +230,29 @@ pub fn finish<B: Backend>(
     tokens: Range<usize>,
     (out, at): (&mut B::Buffer, usize),
 ) {
-    backend.norm(&model.spec().norm, &model.weights().final_norm, (&acts.x, tokens), (out, at));
+    let norm = &model.spec().norm;
+    match &model.weights().final_norm {
+        Some(weights) => backend.norm((norm.kind, norm.eps, weights), (&acts.x, tokens), (out, at)),
+        None => backend.copy((&acts.x, tokens), (out, at)),
+    }
 }
 
 /// The first rows of `out` become the logits of the first `n` rows of `finished`.
-pub fn logits<B: Backend>(backend: &mut B, model: &Model, (finished, n): (&B::Buffer, usize), out: &mut B::Buffer) {
-    backend.linear(&model.weights().head, finished, 0..n, Epilogue::Store, out);
+pub fn logits<B: Backend>(
+    backend: &mut B,
+    model: &Model,
+    acts: &mut Activations<B>,
+    (finished, n): (&B::Buffer, usize),
+    out: &mut B::Buffer,
+) {
+    let weights = model.weights();
+    if let (Some(narrow), Some(project)) = (&mut acts.narrow, &weights.head_project) {
+        backend.linear(project, finished, 0..n, Epilogue::Store, narrow);
+        backend.linear(&weights.head, narrow, 0..n, Epilogue::Store, out);
+    } else {
+        backend.linear(&weights.head, finished, 0..n, Epilogue::Store, out);
+    }
+    if let Some(cap) = model.spec().logits.softcap {
+        backend.softcap(out, n, cap);
+    }
 }

@@ -5,7 +5,7 @@
 use crate::error::{FormatError, TokenizerError};
 use crate::format::{ModelFile, TOKENIZER_TABLES};
 use crate::quant::Matrix;
-use crate::spec::{Head, NormKind, Position, Spec};
+use crate::spec::{Head, Position, QkNormOver, Residual, Spec, Trained};
 use crate::tokenizer::Tokenizer;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -22,32 +22,46 @@ struct Inner {
 
 /// The weights, by role.
 pub struct Weights {
-    /// `[vocab_size, d_model]`.
+    /// `[vocab_size, d_model]`, or as wide as the spec's embedding.
     pub embedding: Matrix,
+    /// From such rows to `d_model`.
+    pub embedding_project: Option<Linear>,
+    /// Behind the embedding.
+    pub embedding_norm: Option<NormWeights>,
     /// `[context_length, d_model]`, for learned positions.
     pub positions: Option<Matrix>,
     /// One for each block.
     pub layers: Vec<Layer>,
     /// Before the head.
-    pub final_norm: NormWeights,
-    /// `[vocab_size, d_model]`; the embedding itself when tied.
+    pub final_norm: Option<NormWeights>,
+    /// From `d_model` to the head's width.
+    pub head_project: Option<Linear>,
+    /// `[vocab_size, d_model]`, or as wide as the embedding, which it is when tied.
     pub head: Linear,
 }
 
 /// The weights of one block.
 pub struct Layer {
     /// Before attention.
-    pub attn_norm: NormWeights,
+    pub attn_norm: Option<NormWeights>,
     /// Queries, keys and values in one: `[(n_heads + 2 n_kv_heads) * head_dim, d_model]`.
     pub qkv: Linear,
+    /// Of queries and of keys.
+    pub qk_norm: Option<[NormWeights; 2]>,
     /// `[d_model, n_heads * head_dim]`.
     pub attn_out: Linear,
+    /// Behind attention.
+    pub attn_post_norm: Option<NormWeights>,
     /// Before the feed-forward network.
-    pub mlp_norm: NormWeights,
+    pub mlp_norm: Option<NormWeights>,
+    /// `[ffn_dim, d_model]`.
+    pub gate: Option<Linear>,
     /// `[ffn_dim, d_model]`.
     pub up: Linear,
     /// `[d_model, ffn_dim]`.
     pub down: Linear,
+    /// Behind the feed-forward network.
+    pub mlp_post_norm: Option<NormWeights>,
 }
 
 /// `x wᵀ + bias`.
@@ -58,11 +72,11 @@ pub struct Linear {
     pub bias: Option<Vec<f32>>,
 }
 
-/// Gain and bias of a normalization, padded to 16.
+/// Gain and bias of a normalization.
 pub struct NormWeights {
-    /// Gain.
-    pub weight: Vec<f32>,
-    /// Bias.
+    /// Ones where nothing is trained.
+    pub gain: Vec<f32>,
+    /// Zeros where nothing is trained.
     pub bias: Vec<f32>,
 }
 
@@ -136,33 +150,60 @@ impl Weights {
             let bias = if bias { Some(file.vector(&format!("{name}.bias"))?) } else { None };
             Ok::<_, FormatError>(Linear { weight: file.matrix(&format!("{name}.weight"))?, bias })
         };
-        let norm = |name: &str| match spec.norm.kind {
-            NormKind::LayerNorm => Ok::<_, FormatError>(NormWeights {
-                weight: file.vector(&format!("{name}.weight"))?,
-                bias: file.vector(&format!("{name}.bias"))?,
-            }),
+        let norm = |name: &str, trained, dim| {
+            let part = |name: String, trained: bool, fill: f32| {
+                if trained { file.vector(&name) } else { Ok(vec![fill; dim]) }
+            };
+            Ok::<_, FormatError>(NormWeights {
+                gain: part(format!("{name}.weight"), trained != Trained::Nothing, 1.0)?,
+                bias: part(format!("{name}.bias"), trained == Trained::GainAndBias, 0.0)?,
+            })
+        };
+        let norm_if = |there: bool, name: &str| {
+            if there { norm(name, spec.norm.trained, spec.d_model).map(Some) } else { Ok(None) }
+        };
+        let linear_if = |there: bool, name: &str, bias| if there { linear(name, bias).map(Some) } else { Ok(None) };
+        let (a, place) = (&spec.attention, spec.norm.place);
+        let qk_norm = |name: &str| {
+            let Some(qk) = &a.qk_norm else { return Ok(None) };
+            let dim = |heads| if qk.over == QkNormOver::Head { a.head_dim } else { heads * a.head_dim };
+            let queries = norm(&format!("{name}.q_norm"), qk.trained, dim(a.n_heads))?;
+            Ok::<_, FormatError>(Some([queries, norm(&format!("{name}.k_norm"), qk.trained, dim(a.n_kv_heads))?]))
         };
         let layer = |i: usize| {
+            let two = spec.residual != Residual::ParallelOneNorm;
             Ok::<_, FormatError>(Layer {
-                attn_norm: norm(&format!("layers.{i}.attn_norm"))?,
-                qkv: linear(&format!("layers.{i}.attn.qkv"), spec.attention.qkv_bias)?,
-                attn_out: linear(&format!("layers.{i}.attn.out"), spec.attention.out_bias)?,
-                mlp_norm: norm(&format!("layers.{i}.mlp_norm"))?,
+                attn_norm: norm_if(place.before(), &format!("layers.{i}.attn_norm"))?,
+                qkv: linear(&format!("layers.{i}.attn.qkv"), a.qkv_bias)?,
+                qk_norm: qk_norm(&format!("layers.{i}.attn"))?,
+                attn_out: linear(&format!("layers.{i}.attn.out"), a.out_bias)?,
+                attn_post_norm: norm_if(place.behind(), &format!("layers.{i}.attn_post_norm"))?,
+                mlp_norm: norm_if(place.before() && two, &format!("layers.{i}.mlp_norm"))?,
+                gate: linear_if(spec.mlp.gated, &format!("layers.{i}.mlp.gate"), spec.mlp.bias)?,
                 up: linear(&format!("layers.{i}.mlp.up"), spec.mlp.bias)?,
                 down: linear(&format!("layers.{i}.mlp.down"), spec.mlp.bias)?,
+                mlp_post_norm: norm_if(place.behind(), &format!("layers.{i}.mlp_post_norm"))?,
             })
         };
         let embedding = file.matrix("embed.tokens")?;
+        let narrow = spec.embedding.dim.is_some_and(|dim| dim != spec.d_model);
+        let head_bias = if spec.logits.bias { Some(file.vector("head.bias")?) } else { None };
         Ok(Self {
+            embedding_project: linear_if(narrow, "embed.project", false)?,
+            embedding_norm: norm_if(spec.embedding.norm, "embed.norm")?,
             positions: match spec.position {
                 Position::Learned => Some(file.matrix("embed.positions")?),
-                Position::Rotary(_) => None,
+                Position::Rotary(_) | Position::Alibi(_) | Position::None => None,
             },
             layers: (0..spec.n_layers).map(layer).collect::<Result<_, _>>()?,
-            final_norm: norm("final_norm")?,
-            head: match spec.head {
-                Head::Tied => Linear { weight: embedding.clone(), bias: None },
-                Head::Untied => linear("head", false)?,
+            final_norm: norm_if(spec.final_norm, "final_norm")?,
+            head_project: linear_if(narrow, "head.project", false)?,
+            head: Linear {
+                weight: match spec.head {
+                    Head::Tied => embedding.clone(),
+                    Head::Untied => file.matrix("head.weight")?,
+                },
+                bias: head_bias,
             },
             embedding,
         })

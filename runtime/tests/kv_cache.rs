@@ -2,7 +2,7 @@
 
 mod support;
 
-use tidbit_runtime::kernels::{self, Kernels};
+use tidbit_runtime::kernels::{self, Kernels, Scoring};
 use tidbit_runtime::kv_cache::{self, CacheType, KvCache, Part};
 use tidbit_runtime::ops::{self, Buffer};
 use tidbit_runtime::spec::Spec;
@@ -65,7 +65,8 @@ impl Device {
             }
             let kv = qkv.rows(0..n_tokens).get(a.n_heads * a.head_dim..).unwrap_or_default();
             kv_cache::store((self.kernels, &mut self.pool), layer, &mut parts, (kv, stride));
-            let heads = (a.n_heads, a.n_kv_heads, 0.3);
+            let scoring = |_| Scoring::scaled(0.3);
+            let heads = (a.n_heads, a.n_kv_heads, &scoring as &(dyn Fn(usize) -> Scoring + Sync));
             ops::attention((self.kernels, &mut self.pool), (&parts, layer), heads, &qkv, &mut out);
             for (part, found) in parts.iter().zip(&mut found) {
                 for t in part.row..part.row + part.positions.len() {

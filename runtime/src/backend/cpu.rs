@@ -2,11 +2,12 @@
 
 use super::{Backend, CacheType, Epilogue, Part};
 use crate::error::SessionError;
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, Scoring};
 use crate::kv_cache::{self, KvCache};
-use crate::model::{Linear, NormWeights, Weights};
+use crate::model::{Linear, NormWeights};
 use crate::ops::{self, Buffer, MatmulScratch, Rotation};
-use crate::spec::{Norm, NormKind, Position, Rotary, Spec};
+use crate::quant::Matrix;
+use crate::spec::{Activation, Alibi, NormKind, Position, QkNormOver, Rotary, Spec};
 use crate::threads::Pool;
 use std::ops::Range;
 
@@ -15,7 +16,10 @@ pub struct Cpu {
     kernels: Kernels,
     pool: Pool,
     scratch: MatmulScratch,
-    rotation: Option<Rotation>,
+    /// One for each way to turn that there is in a model.
+    rotations: Vec<Rotation>,
+    /// By query head; empty without ALiBi.
+    slopes: Vec<f32>,
 }
 
 impl Cpu {
@@ -25,15 +29,22 @@ impl Cpu {
     /// When threads cannot be started.
     pub fn new(kernels: Kernels, n_threads: usize, spec: &Spec, max_tokens: usize) -> Result<Self, SessionError> {
         let widest = spec.d_model.max(spec.mlp.ffn_dim).max(spec.attention.n_heads * spec.attention.head_dim);
-        let rotation = match &spec.position {
-            Position::Learned => None,
-            Position::Rotary(rotary) => Some(Rotation::new(rotary, max_tokens)),
+        let window = spec.attention.window.as_ref().and_then(|w| w.rotary.as_ref());
+        let rotaries = match &spec.position {
+            Position::Rotary(rotary) => vec![rotary],
+            Position::Learned | Position::Alibi(_) | Position::None => vec![],
+        };
+        let rotations = rotaries.into_iter().chain(window).map(|rotary| Rotation::new(rotary, max_tokens)).collect();
+        let slopes = match &spec.position {
+            Position::Alibi(alibi) => slopes(alibi, spec.attention.n_heads),
+            _ => Vec::new(),
         };
         Ok(Self {
             kernels,
             pool: Pool::new(n_threads).map_err(SessionError::Spawn)?,
             scratch: MatmulScratch::new(max_tokens, widest)?,
-            rotation,
+            rotations,
+            slopes,
         })
     }
 
@@ -65,14 +76,55 @@ impl Backend for Cpu {
         KvCache::new(spec, cache_type, context)
     }
 
-    fn embed(&mut self, weights: &Weights, ids: &[u32], positions: &[usize], out: &mut Buffer) {
-        ops::embed(&mut self.pool, (&weights.embedding, weights.positions.as_ref()), (ids, positions), out);
+    fn embed(&mut self, tokens: (&Matrix, f32), ids: &[u32], out: &mut Buffer) {
+        ops::embed(&mut self.pool, tokens, ids, out);
     }
 
-    fn norm(&mut self, norm: &Norm, weights: &NormWeights, x: (&Buffer, Range<usize>), out: (&mut Buffer, usize)) {
-        let device = (self.kernels, &mut self.pool);
-        match norm.kind {
-            NormKind::LayerNorm => ops::layer_norm(device, (&weights.weight, &weights.bias, norm.eps), x, out),
+    fn embed_positions(&mut self, places: &Matrix, positions: &[usize], out: &mut Buffer) {
+        ops::embed_positions(&mut self.pool, places, positions, out);
+    }
+
+    fn norm(
+        &mut self,
+        (kind, eps, weights): (NormKind, f32, &NormWeights),
+        x: (&Buffer, Range<usize>),
+        out: (&mut Buffer, usize),
+    ) {
+        ops::norm((self.kernels, &mut self.pool), (kind, eps, (&weights.gain, &weights.bias)), x, out);
+    }
+
+    fn add(&mut self, x: &Buffer, n_tokens: usize, out: &mut Buffer) {
+        ops::add(&mut self.pool, (x, n_tokens), out);
+    }
+
+    fn copy(&mut self, x: (&Buffer, Range<usize>), out: (&mut Buffer, usize)) {
+        ops::copy(x, out);
+    }
+
+    fn clip(&mut self, x: &mut Buffer, n_tokens: usize, most: f32) {
+        ops::each_row(&mut self.pool, (x, n_tokens), &|_, row| {
+            row.iter_mut().for_each(|x| *x = x.clamp(-most, most));
+        });
+    }
+
+    fn softcap(&mut self, x: &mut Buffer, n_tokens: usize, cap: f32) {
+        let kernels = self.kernels;
+        ops::each_row(&mut self.pool, (x, n_tokens), &|_, row| {
+            row.iter_mut().for_each(|x| *x *= 1.0 / cap);
+            kernels.activate(Activation::Tanh, row);
+            row.iter_mut().for_each(|x| *x *= cap);
+        });
+    }
+
+    fn norm_heads(&mut self, spec: &Spec, weights: &[NormWeights; 2], qkv: &mut Buffer, n_tokens: usize) {
+        let (a, mut start) = (&spec.attention, 0);
+        let Some(qk) = &a.qk_norm else { return };
+        for (weights, n_heads) in weights.iter().zip([a.n_heads, a.n_kv_heads]) {
+            let cols = start..start + n_heads * a.head_dim;
+            let group = if qk.over == QkNormOver::AllHeads { cols.len() } else { a.head_dim };
+            let norm = (qk.kind, qk.eps, (&weights.gain[..], &weights.bias[..]));
+            start = cols.end;
+            ops::norm_groups((self.kernels, &mut self.pool), norm, (&mut *qkv, n_tokens), (cols, group));
         }
     }
 
@@ -82,7 +134,7 @@ impl Backend for Cpu {
     }
 
     fn rotate(&mut self, rotary: &Rotary, x: &mut Buffer, positions: &[usize], n_heads: usize, head_dim: usize) {
-        let rotation = self.rotation.get_or_insert_with(|| Rotation::new(rotary, positions.len()));
+        let rotation = self.rotations.iter_mut().find(|r| r.rotary() == rotary).expect("one of the model's");
         rotation.prepare(positions);
         rotation.apply(&mut self.pool, x, n_heads, head_dim);
     }
@@ -100,11 +152,32 @@ impl Backend for Cpu {
 
     fn attend(&mut self, spec: &Spec, parts: &[Part<'_>], layer: usize, qkv: &Buffer, out: &mut Buffer) {
         let a = &spec.attention;
-        let heads = (a.n_heads, a.n_kv_heads, a.scale_of(layer));
+        let all = Scoring {
+            scale: a.scale_of(layer),
+            cap: a.softcap.unwrap_or(0.0),
+            slope: 0.0,
+            bf16: matches!(&spec.position, Position::Alibi(alibi) if alibi.bf16),
+            window: a.window_of(layer).map_or(usize::MAX, |window| window.size),
+        };
+        let scoring = |head: usize| Scoring { slope: self.slopes.get(head).copied().unwrap_or(0.0), ..all };
+        let heads = (a.n_heads, a.n_kv_heads, &scoring as &(dyn Fn(usize) -> Scoring + Sync));
         ops::attention((self.kernels, &mut self.pool), (parts, layer), heads, qkv, out);
     }
 
     fn read<'a>(&self, buffer: &'a Buffer, row: usize) -> &'a [f32] {
         buffer.row(row)
     }
+}
+
+/// The slopes of `n_heads` heads.
+fn slopes(alibi: &Alibi, n_heads: usize) -> Vec<f32> {
+    let n = n_heads.next_power_of_two();
+    // `libm`, because the system's functions differ between systems in the last digit.
+    let slope = |i: usize| libm::exp2(-f64::from(alibi.max_bias) * i as f64 / n as f64) as f32;
+    if n == n_heads {
+        return (1..=n).map(slope).collect();
+    }
+    // Those of the next smaller power of two, then those between.
+    let (even, odd) = ((2..=n).step_by(2), (1..=n).step_by(2));
+    even.chain(odd).take(n_heads).map(slope).collect()
 }

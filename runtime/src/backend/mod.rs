@@ -13,8 +13,9 @@ pub use crate::kv_cache::Part;
 pub use cpu::Cpu;
 
 use crate::error::SessionError;
-use crate::model::{Linear, NormWeights, Weights};
-use crate::spec::{Norm, Rotary, Spec};
+use crate::model::{Linear, NormWeights};
+use crate::quant::Matrix;
+use crate::spec::{NormKind, Rotary, Spec};
 use std::ops::Range;
 
 /// A device. `positions` are where the rows of a batch stand in the text.
@@ -36,14 +37,16 @@ pub trait Backend {
     /// When the memory cannot be had.
     fn cache(&self, spec: &Spec, cache_type: CacheType, context: usize) -> Result<Self::Cache, SessionError>;
 
-    /// `out[t] = embedding[ids[t]] (+ embedding of positions[t])`.
-    fn embed(&mut self, weights: &Weights, ids: &[u32], positions: &[usize], out: &mut Self::Buffer);
+    /// `out[t] = tokens[ids[t]] * scale`.
+    fn embed(&mut self, tokens: (&Matrix, f32), ids: &[u32], out: &mut Self::Buffer);
+
+    /// `out[t] += places[positions[t]]`.
+    fn embed_positions(&mut self, places: &Matrix, positions: &[usize], out: &mut Self::Buffer);
 
     /// Some rows of a buffer, normalized, become the rows of `out` from the given one on.
     fn norm(
         &mut self,
-        norm: &Norm,
-        weights: &NormWeights,
+        norm: (NormKind, f32, &NormWeights),
         x: (&Self::Buffer, Range<usize>),
         out: (&mut Self::Buffer, usize),
     );
@@ -57,6 +60,21 @@ pub trait Backend {
         epilogue: Epilogue,
         out: &mut Self::Buffer,
     );
+
+    /// The first `n_tokens` rows of `out` become their sum with those of `x`.
+    fn add(&mut self, x: &Self::Buffer, n_tokens: usize, out: &mut Self::Buffer);
+
+    /// The rows of `out` from the given one on become some rows of `x`.
+    fn copy(&mut self, x: (&Self::Buffer, Range<usize>), out: (&mut Self::Buffer, usize));
+
+    /// Clamps the first `n_tokens` rows of `x` to plus and minus `most`.
+    fn clip(&mut self, x: &mut Self::Buffer, n_tokens: usize, most: f32);
+
+    /// The first `n_tokens` rows of `x` become `cap * tanh(x / cap)`.
+    fn softcap(&mut self, x: &mut Self::Buffer, n_tokens: usize, cap: f32);
+
+    /// Normalizes queries and keys in the first `n_tokens` rows of `qkv`.
+    fn norm_heads(&mut self, spec: &Spec, weights: &[NormWeights; 2], qkv: &mut Self::Buffer, n_tokens: usize);
 
     /// Turns the first `n_heads` heads of each row of `x` to its position.
     fn rotate(&mut self, rotary: &Rotary, x: &mut Self::Buffer, positions: &[usize], n_heads: usize, head_dim: usize);

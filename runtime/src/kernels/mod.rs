@@ -24,7 +24,7 @@ mod x86_64 {
 use crate::error::IsaError;
 use crate::pages::Page;
 use crate::quant::{BLOCK, Matrix, PANEL_ROWS, QuantType};
-use crate::spec::{Activation, MAX_HEAD_DIM};
+use crate::spec::{Activation, MAX_HEAD_DIM, NormKind};
 use crate::threads::BlockMut;
 use std::ops::Range;
 
@@ -131,6 +131,8 @@ pub enum Epilogue {
     Store,
     /// It is added to the output.
     Add,
+    /// The output is multiplied by it.
+    Multiply,
     /// Its activation replaces the output.
     Activate(Activation),
 }
@@ -159,6 +161,28 @@ struct GemmArgs<'a> {
     epilogue: Epilogue,
 }
 
+/// What becomes of the product of a query and a key, in this order.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scoring {
+    /// It is multiplied by this.
+    pub scale: f32,
+    /// A score `s` becomes `cap * tanh(s / cap)`, if not 0.
+    pub cap: f32,
+    /// `slope * (key - query)` in positions is added, if not 0.
+    pub slope: f32,
+    /// `slope * key` in bf16, times `scale`, is added instead.
+    pub bf16: bool,
+    /// Positions that a query sees, its own included.
+    pub window: usize,
+}
+
+impl Scoring {
+    /// Products times `scale`, and nothing else.
+    pub fn scaled(scale: f32) -> Self {
+        Self { scale, cap: 0.0, slope: 0.0, bf16: false, window: usize::MAX }
+    }
+}
+
 /// Queries `0..n_queries` of one head at positions `first_position..`, over one key-value head's cache.
 struct AttentionArgs<'a> {
     /// `[n_queries][head_dim]`, `q_stride` apart.
@@ -166,7 +190,7 @@ struct AttentionArgs<'a> {
     q_stride: usize,
     n_queries: usize,
     first_position: usize,
-    scale: f32,
+    scoring: Scoring,
     cache: HeadCache<'a>,
     /// `[n_queries][head_dim]`, `out_stride` apart.
     out: *mut f32,
@@ -203,7 +227,8 @@ struct Row {
     q4: [GemmFn; 2],
     /// By [`CacheType`].
     attention: [unsafe fn(&AttentionArgs<'_>); 3],
-    layer_norm: unsafe fn(*const f32, usize, *const f32, *const f32, f32, *mut f32),
+    /// By [`NormKind`].
+    norm: [unsafe fn(*const f32, usize, *const f32, *const f32, f32, *mut f32); 2],
     quantize: unsafe fn(*const f32, usize, *mut ActBlock),
     to_f16: unsafe fn(*const f32, usize, *mut u16),
     to_q8: unsafe fn(*const f32, usize, *mut i8) -> u16,
@@ -304,6 +329,10 @@ macro_rules! instantiate {
                 unsafe { rows::layer_norm::<S>(x, n, w, b, eps, out) }
             }
             $(#[$feature])*
+            unsafe fn rms_norm(x: *const f32, n: usize, w: *const f32, b: *const f32, eps: f32, out: *mut f32) {
+                unsafe { rows::rms_norm::<S>(x, n, w, b, eps, out) }
+            }
+            $(#[$feature])*
             unsafe fn quantize(x: *const f32, n: usize, out: *mut ActBlock) {
                 unsafe { rows::quantize::<S>(x, n, out) }
             }
@@ -355,7 +384,7 @@ macro_rules! instantiate {
                 q8: [q8_one, q8_many],
                 q4: [q4_one, q4_many],
                 attention: [attend_f32, attend_f16, attend_q8],
-                layer_norm,
+                norm: [layer_norm, rms_norm],
                 quantize,
                 to_f16,
                 to_q8,
@@ -535,19 +564,28 @@ impl Kernels {
         unsafe { functions[usize::from(n_tokens > 1)](&args) }
     }
 
-    /// Layer normalization of one row: `(x - mean) / sqrt(variance + eps) * weight + bias`.
-    ///
-    /// `weight`, `bias` and `out` are padded to 16; the padding of `out` becomes that of `bias`.
+    /// Normalizes `x` into `out`: gain and bias as long as `x`.
     ///
     /// # Panics
-    /// When lengths do not fit together.
-    pub fn layer_norm(self, x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
-        let padded = x.len().next_multiple_of(PANEL_ROWS);
-        assert!(weight.len() == padded && bias.len() == padded && out.len() >= padded, "a row of {} values", x.len());
+    /// When the lengths do not fit together.
+    pub fn norm(self, kind: NormKind, x: &[f32], (gain, bias): (&[f32], &[f32]), eps: f32, out: &mut [f32]) {
+        let n = x.len();
+        assert!(gain.len() >= n && bias.len() >= n && out.len() >= n, "a row of {n} values");
+        let norm = self.row.norm[kind as usize];
         // SAFETY: `self` proves the features; lengths asserted.
-        unsafe {
-            (self.row.layer_norm)(x.as_ptr(), x.len(), weight.as_ptr(), bias.as_ptr(), eps, out.as_mut_ptr());
-        }
+        unsafe { norm(x.as_ptr(), n, gain.as_ptr(), bias.as_ptr(), eps, out.as_mut_ptr()) }
+    }
+
+    /// The same in place.
+    ///
+    /// # Panics
+    /// When the lengths do not fit together.
+    pub fn norm_in_place(self, kind: NormKind, x: &mut [f32], (gain, bias): (&[f32], &[f32]), eps: f32) {
+        let n = x.len();
+        assert!(gain.len() >= n && bias.len() >= n, "a row of {n} values");
+        let (norm, x) = (self.row.norm[kind as usize], x.as_mut_ptr());
+        // SAFETY: `self` proves the features; lengths asserted; a norm reads a vector before it writes it.
+        unsafe { norm(x, n, gain.as_ptr(), bias.as_ptr(), eps, x) }
     }
 
     /// Quantizes one row to 8 bits, the last block padded with zeros.
@@ -622,7 +660,7 @@ impl Kernels {
         self,
         (q, q_stride): (&[f32], usize),
         first_position: usize,
-        scale: f32,
+        scoring: Scoring,
         cache: HeadCache<'_>,
         out: &mut BlockMut<'_, f32>,
     ) {
@@ -637,7 +675,7 @@ impl Kernels {
             q_stride,
             n_queries,
             first_position,
-            scale,
+            scoring,
             cache,
             out_stride: out.stride(),
             out: out.as_mut_ptr(),

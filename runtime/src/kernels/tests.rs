@@ -110,8 +110,9 @@ proptest! {
         weight[n..].fill(0.0);
         bias[n..].fill(0.0);
         let run = |k: Kernels| {
-            let mut norm = vec![7.0; padded];
-            k.layer_norm(&x, &weight, &bias, 1e-5, &mut norm);
+            let (mut norm, mut other) = (vec![0.0; padded], x.clone());
+            k.norm(NormKind::LayerNorm, &x, (&weight, &bias), 1e-5, &mut norm);
+            k.norm_in_place(NormKind::RmsNorm, &mut other, (&weight, &bias), 1e-5);
             let mut blocks = vec![ActBlock::ZERO; n.div_ceil(BLOCK)];
             k.quantize(&x, &mut blocks);
             let mut halves = vec![0; padded];
@@ -122,7 +123,7 @@ proptest! {
                 k.activate(kind, &mut y);
                 activated.extend(bits(&y));
             }
-            (bits(&norm), blocks, halves, activated)
+            (bits(&norm), bits(&other), blocks, halves, activated)
         };
         let expected = run(*all().last().unwrap());
         for k in all() {
@@ -132,14 +133,22 @@ proptest! {
 
     #[test]
     fn attention_has_the_same_bits_on_every_isa_and_for_any_grouping(
-        head_dim in 1usize..80, first in 0usize..600, n in 1usize..20, seed: u64
+        head_dim in 1usize..80, first in 0usize..600, n in 1usize..20, seed: u64, odd: u8, window in 1usize..700
     ) {
         let scalar = *all().last().unwrap();
+        let if_odd = |bit: u8, value: f32| if odd & bit != 0 { value } else { 0.0 };
+        let scoring = Scoring {
+            cap: if_odd(1, 3.0),
+            slope: if_odd(2, 0.1),
+            bf16: odd & 4 != 0,
+            window: if odd & 8 != 0 { window } else { usize::MAX },
+            ..Scoring::scaled(SCALE)
+        };
         for cache_type in CacheType::ALL {
-            let expected = attend((scalar, cache_type), head_dim, first, n, seed, n);
+            let expected = attend((scalar, cache_type, scoring), head_dim, first, n, seed, n);
             for k in all() {
                 for together in [1, 2, n] {
-                    let found = attend((k, cache_type), head_dim, first, n, seed, together);
+                    let found = attend((k, cache_type, scoring), head_dim, first, n, seed, together);
                     prop_assert_eq!(bits(&found), bits(&expected), "{} {} at a time in {:?}", k.name(), together, cache_type);
                 }
             }
@@ -170,8 +179,8 @@ proptest! {
     #[test]
     fn attention_in_bytes_is_as_near_as_its_steps(head_dim in 1usize..100, first in 0usize..300, seed: u64) {
         let scalar = *all().last().unwrap();
-        let found = attend((scalar, CacheType::Q8), head_dim, first, 1, seed, 1);
-        let exact = attend((scalar, CacheType::F32), head_dim, first, 1, seed, 1);
+        let found = attend((scalar, CacheType::Q8, Scoring::scaled(SCALE)), head_dim, first, 1, seed, 1);
+        let exact = attend((scalar, CacheType::F32, Scoring::scaled(SCALE)), head_dim, first, 1, seed, 1);
         let (q, kv) = operands(head_dim, first + 1, 1, seed);
         let largest = |x: &[f32]| x.iter().fold(0f32, |m, v| m.max(v.abs()));
         // A key is off by half a step in each dimension (and a rounded scale), the query by 2^-15 of its largest.
@@ -216,7 +225,7 @@ fn one_head(head_dim: usize) -> crate::spec::Spec {
 
 /// Attention of `n` queries from position `first`, `together` at a time.
 fn attend(
-    (kernels, cache_type): (Kernels, CacheType),
+    (kernels, cache_type, scoring): (Kernels, CacheType, Scoring),
     head_dim: usize,
     first: usize,
     n: usize,
@@ -232,7 +241,7 @@ fn attend(
     let head = cache.head(0, 0);
     let mut out = vec![0.0; n * head_dim];
     pool.run_blocks(&mut out, head_dim, together, head_dim, &|rows, _, mut block| {
-        kernels.attention((&q[rows.start * head_dim..], head_dim), first + rows.start, SCALE, head, &mut block);
+        kernels.attention((&q[rows.start * head_dim..], head_dim), first + rows.start, scoring, head, &mut block);
     });
     out
 }
@@ -242,7 +251,7 @@ fn attention_is_right() {
     let (head_dim, first, n, seed) = (20, 600, 3, 5);
     let (q, kv) = operands(head_dim, first + n, n, seed);
     for (cache_type, allowed) in [(CacheType::F32, 3e-5), (CacheType::F16, 3e-5), (CacheType::Q8, 2e-3)] {
-        let found = attend((*all().last().unwrap(), cache_type), head_dim, first, n, seed, n);
+        let found = attend((*all().last().unwrap(), cache_type, Scoring::scaled(SCALE)), head_dim, first, n, seed, n);
         // What the cache holds: bytes of a scale for each key and each value.
         let kept: Vec<f64> = kv
             .chunks_exact(head_dim)
@@ -292,7 +301,7 @@ fn damage_in_a_cache_of_bytes_shows() {
             kv_cache::store((k, &mut pool), 0, &mut parts, (&kv, 2 * head_dim));
             let mut out = vec![0.0; head_dim];
             pool.run_blocks(&mut out, head_dim, 1, head_dim, &|_, _, mut block| {
-                k.attention((&q, head_dim), first, SCALE, cache.head(0, 0), &mut block);
+                k.attention((&q, head_dim), first, Scoring::scaled(SCALE), cache.head(0, 0), &mut block);
             });
             assert!(out.iter().all(|v| v.is_nan()), "{} {bad}", k.name());
         }

@@ -1,7 +1,7 @@
 //! Causal self-attention over the caches of one or several texts.
 
 use super::Buffer;
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, Scoring};
 use crate::kv_cache::Part;
 use crate::threads::Pool;
 
@@ -10,14 +10,14 @@ const QUERIES_PER_TASK: usize = 24;
 
 /// Rows of `out` `[n_tokens, n_heads * head_dim]` become the attention of the queries, which lead the rows of `qkv`, to
 /// all positions of their text up to their own. The caches hold the keys and values of the tokens themselves already.
-/// One parallel region serves all parts, which lie in the batch in order and without gaps.
+/// `scoring` says how a head makes scores. One parallel region serves all parts, which lie in the batch in order and without gaps.
 ///
 /// # Panics
 /// When shapes do not fit together.
 pub fn attention(
     (kernels, pool): (Kernels, &mut Pool),
     (parts, layer): (&[Part<'_>], usize),
-    (n_heads, n_kv_heads, scale): (usize, usize, f32),
+    (n_heads, n_kv_heads, scoring): (usize, usize, &(dyn Fn(usize) -> Scoring + Sync)),
     qkv: &Buffer,
     out: &mut Buffer,
 ) {
@@ -41,7 +41,7 @@ pub fn attention(
                 let position = part.positions.start + start - part.row;
                 let cache = part.cache.head(layer, head / (n_heads / n_kv_heads));
                 let mut out = block.rows_mut(start - rows.start..end - rows.start);
-                kernels.attention((q, q_stride), position, scale, cache, &mut out);
+                kernels.attention((q, q_stride), position, scoring(head), cache, &mut out);
             }
         }
     });

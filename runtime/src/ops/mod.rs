@@ -9,12 +9,14 @@ mod embed;
 mod matmul;
 mod norm;
 mod rotary;
+mod rows;
 
 pub use attention::attention;
-pub use embed::embed;
+pub use embed::{embed, embed_positions};
 pub use matmul::{MatmulScratch, matmul};
-pub use norm::layer_norm;
+pub use norm::{norm, norm_groups};
 pub use rotary::Rotation;
+pub use rows::{add, copy, each_row};
 
 use crate::error::SessionError;
 use crate::quant::PANEL_ROWS;

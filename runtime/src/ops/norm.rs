@@ -1,17 +1,18 @@
-//! Normalization of each row.
+//! Normalization of rows, and of heads inside rows.
 
 use super::{Buffer, rows_per_task};
 use crate::kernels::Kernels;
+use crate::spec::NormKind;
 use crate::threads::Pool;
 use std::ops::Range;
 
-/// Layer normalization of rows `tokens` of `x` into rows `at..` of `out`; `weight` and `bias` are padded to 16.
+/// Normalizes rows `tokens` of `x` into rows `at..` of `out`.
 ///
 /// # Panics
 /// When shapes do not fit together.
-pub fn layer_norm(
+pub fn norm(
     (kernels, pool): (Kernels, &mut Pool),
-    (weight, bias, eps): (&[f32], &[f32], f32),
+    (kind, eps, weights): (NormKind, f32, (&[f32], &[f32])),
     (x, tokens): (&Buffer, Range<usize>),
     (out, at): (&mut Buffer, usize),
 ) {
@@ -21,7 +22,31 @@ pub fn layer_norm(
     let rows = rows_per_task(pool, n_tokens);
     pool.run_blocks(out.rows_mut(at..at + n_tokens), stride, rows, stride, &|rows, _, mut out| {
         for (i, row) in rows.enumerate() {
-            kernels.layer_norm(&source[row * stride..][..cols], weight, bias, eps, out.row_mut(i));
+            kernels.norm(kind, &source[row * stride..][..cols], weights, eps, &mut out.row_mut(i)[..cols]);
+        }
+    });
+}
+
+/// Normalizes, in place, columns `cols` of the first `n_tokens` rows of `x`, `group` of them at a time. Gain and bias are as
+/// long as a group, and serve all of them, or as long as all columns.
+///
+/// # Panics
+/// When shapes do not fit together.
+pub fn norm_groups(
+    (kernels, pool): (Kernels, &mut Pool),
+    (kind, eps, (gain, bias)): (NormKind, f32, (&[f32], &[f32])),
+    (x, n_tokens): (&mut Buffer, usize),
+    (cols, group): (Range<usize>, usize),
+) {
+    let stride = x.stride();
+    let rows = rows_per_task(pool, n_tokens);
+    let each = gain.len() >= cols.len();
+    pool.run_blocks(x.rows_mut(0..n_tokens), stride, rows, stride, &|rows, _, mut x| {
+        for i in 0..rows.len() {
+            for (g, group_cols) in x.row_mut(i)[cols.clone()].chunks_exact_mut(group).enumerate() {
+                let at = if each { g * group } else { 0 };
+                kernels.norm_in_place(kind, group_cols, (&gain[at..], &bias[at..]), eps);
+            }
         }
     });
 }

@@ -507,7 +507,42 @@ impl Spec {
     }
 }
 
+impl Norm {
+    /// One before each half of a block, with what is usually trained of its kind.
+    pub fn new(kind: NormKind, eps: f32) -> Self {
+        let trained = match kind {
+            NormKind::LayerNorm => Trained::GainAndBias,
+            NormKind::RmsNorm => Trained::Gain,
+        };
+        Self { kind, eps, trained, place: Place::Before }
+    }
+}
+
+impl Attention {
+    /// Causal attention to all positions, without biases.
+    pub fn new(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> Self {
+        Self {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            scale_by_inverse_layer: false,
+            qkv_bias: false,
+            out_bias: false,
+            qk_norm: None,
+            clip: None,
+            softcap: None,
+            window: None,
+        }
+    }
+}
+
 impl Rotary {
+    /// Half-split pairs, nothing scaled.
+    pub fn new(dims: usize, theta: f32) -> Self {
+        Self { dims, theta, exponent: None, pairs: Pairs::Halves, scaling: None }
+    }
+
     fn validate(&self, head_dim: usize) -> Result<(), String> {
         if self.dims == 0 || !self.dims.is_multiple_of(2) || self.dims > head_dim {
             return Err(format!("rotary `dims` is {}, expected an even number up to `head_dim` {head_dim}", self.dims));
@@ -565,18 +600,13 @@ pub(crate) mod tests {
             n_layers: 2,
             d_model: 24,
             context_length: 40,
-            position: Position::Rotary(Rotary { dims: 4, theta: 10000.0 }),
-            norm: Norm { kind: NormKind::LayerNorm, eps: 1e-5 },
-            attention: Attention {
-                n_heads: 3,
-                n_kv_heads: 3,
-                head_dim: 8,
-                scale: 0.3,
-                scale_by_inverse_layer: false,
-                qkv_bias: true,
-                out_bias: true,
-            },
-            mlp: Mlp { ffn_dim: 96, activation: Activation::GeluErf, bias: true },
+            embedding: Embedding::default(),
+            position: Position::Rotary(Rotary::new(4, 10000.0)),
+            norm: Norm::new(NormKind::LayerNorm, 1e-5),
+            attention: Attention { scale: 0.3, qkv_bias: true, out_bias: true, ..Attention::new(3, 3, 8) },
+            mlp: Mlp { ffn_dim: 96, activation: Activation::GeluErf, bias: true, gated: false },
+            final_norm: true,
+            logits: Logits::default(),
             residual: Residual::Sequential,
             head: Head::Untied,
             eos_ids: vec![0],
@@ -602,8 +632,8 @@ pub(crate) mod tests {
             ("`vocab_size` is 18446744073709551615", |s| s.vocab_size = usize::MAX),
             ("`n_heads` 3 is not a multiple of `n_kv_heads` 2", |s| s.attention.n_kv_heads = 2),
             ("`head_dim` is 1024, at most 512", |s| s.attention.head_dim = 1024),
-            ("rotary `dims` is 3", |s| s.position = Position::Rotary(Rotary { dims: 3, theta: 1e4 })),
-            ("rotary `theta` is NaN", |s| s.position = Position::Rotary(Rotary { dims: 4, theta: f32::NAN })),
+            ("rotary `dims` is 3", |s| s.position = Position::Rotary(Rotary::new(3, 1e4))),
+            ("rotary `theta` is NaN", |s| s.position = Position::Rotary(Rotary::new(4, f32::NAN))),
             ("norm eps is -1", |s| s.norm.eps = -1.0),
             ("attention scale is inf", |s| s.attention.scale = f32::INFINITY),
             ("end-of-text id 50 is outside the vocabulary of 50", |s| s.eos_ids = vec![0, 50]),

@@ -6,10 +6,10 @@
 //! with others, and whether one thread does all of its chunks or several do some each (Dao et al. 2023, "flash-decoding").
 //! A chunk is several blocks long because a softmax has a long chain of dependent steps, whatever its length.
 
-use super::math::exp;
-use crate::kernels::AttentionArgs;
+use super::math::{activation, exp};
 use crate::kernels::simd::{LANES, Simd};
-use crate::spec::MAX_HEAD_DIM;
+use crate::kernels::{AttentionArgs, Scoring};
+use crate::spec::{Activation, MAX_HEAD_DIM};
 use std::marker::PhantomData;
 
 /// Positions of a block: a page of the cache holds so many.
@@ -156,10 +156,12 @@ impl<'a, S: Simd, C: Kept<S>, const Q: usize, const D: usize> Group<'a, S, C, Q,
 
     #[inline(always)]
     unsafe fn run<const K: usize, const V: usize>(&mut self) {
-        let n_keys = self.args.first_position + self.query + Q;
+        let first = self.args.first_position + self.query;
+        let n_keys = first + Q;
+        let seen_from = (first + 1).saturating_sub(self.args.scoring.window) / CHUNK * CHUNK;
         // SAFETY: the arguments cover the keys and values of `n_keys` positions.
         unsafe {
-            for base in (0..n_keys).step_by(CHUNK) {
+            for base in (seen_from..n_keys).step_by(CHUNK) {
                 self.chunk::<K, V>(base, CHUNK.min(n_keys - base));
             }
             self.finish();
@@ -196,8 +198,14 @@ impl<'a, S: Simd, C: Kept<S>, const Q: usize, const D: usize> Group<'a, S, C, Q,
             let mut counts = [0; Q];
             let mut fades = [(1.0, 0.0); Q];
             for i in 0..Q {
-                counts[i] = (self.args.first_position + self.query + i + 1).saturating_sub(base).min(CHUNK);
-                fades[i] = self.soften(i, counts[i], n_keys);
+                let end = self.args.first_position + self.query + i + 1;
+                let unseen = end.saturating_sub(self.args.scoring.window).saturating_sub(base);
+                counts[i] = end.saturating_sub(base).min(CHUNK);
+                if unseen >= counts[i] {
+                    counts[i] = 0;
+                }
+                self.adjust(i, base, counts[i]);
+                fades[i] = self.soften(i, (unseen, counts[i]), n_keys);
                 C::weights(&mut self.weights, i, &mut self.scores[i], (counts[i], n_keys), &blocks, head_dim);
             }
             // What comes after these values is the next chunk's first block, or the next head's.
@@ -215,11 +223,48 @@ impl<'a, S: Simd, C: Kept<S>, const Q: usize, const D: usize> Group<'a, S, C, Q,
         }
     }
 
-    /// Turns query `i`'s scores of a chunk, of which the first `n` of `n_keys` count, into exponentials. What was summed
-    /// before and what this chunk adds are to be multiplied by the two numbers returned.
+    /// Caps and biases query `i`'s scores of the first `n` positions of the chunk at `base`.
     #[inline(always)]
-    unsafe fn soften(&mut self, i: usize, n: usize, n_keys: usize) -> (f32, f32) {
+    unsafe fn adjust(&mut self, i: usize, base: usize, n: usize) {
+        let Scoring { scale, cap, slope, bf16, .. } = self.args.scoring;
+        let query = self.args.first_position + self.query + i;
+        let p = self.scores[i].as_mut_ptr();
+        // SAFETY: `scores` holds the tiles of `n` positions.
+        unsafe {
+            if cap != 0.0 {
+                for tile in 0..n.div_ceil(LANES) {
+                    let at = p.add(tile * LANES);
+                    let part = S::mul(S::load(at), S::splat(1.0 / cap));
+                    S::store(at, S::mul(activation::<S>(Activation::Tanh, part), S::splat(cap)));
+                }
+            }
+            if slope != 0.0 && bf16 {
+                let rounded = half::bf16::from_f32(slope).to_f32();
+                for key in 0..n {
+                    let bias = half::bf16::from_f32(rounded * (base + key) as f32).to_f32();
+                    *p.add(key) = bias.mul_add(scale, *p.add(key));
+                }
+            } else if slope != 0.0 {
+                // Whole numbers below 2^24: exact.
+                let places = S::load(std::array::from_fn::<f32, LANES, _>(|lane| lane as f32).as_ptr());
+                for tile in 0..n.div_ceil(LANES) {
+                    let at = p.add(tile * LANES);
+                    let distance = (base + tile * LANES) as f32 - query as f32;
+                    let distance = S::add(places, S::splat(distance));
+                    S::store(at, S::fma(distance, S::splat(slope), S::load(at)));
+                }
+            }
+        }
+    }
+
+    /// Turns query `i`'s scores of a chunk, of which those from `unseen` to `n` of `n_keys` count, into exponentials. What
+    /// was summed before and what this chunk adds are to be multiplied by the two numbers returned.
+    #[inline(always)]
+    unsafe fn soften(&mut self, i: usize, (unseen, n): (usize, usize), n_keys: usize) -> (f32, f32) {
         let scores = &mut self.scores[i];
+        if unseen > 0 {
+            scores[..unseen.min(n)].fill(f32::NEG_INFINITY);
+        }
         if n < n_keys || !n.is_multiple_of(LANES) {
             scores[n..n_keys.next_multiple_of(LANES)].fill(f32::NEG_INFINITY);
         }
@@ -344,7 +389,7 @@ impl<S: Simd, E: Number<S>> Kept<S> for Floats<E> {
         for i in 0..Q {
             for d in 0..args.cache.head_dim {
                 // SAFETY: the caller's queries have `head_dim` elements each.
-                q[i][d] = args.scale * unsafe { *args.q.add((query + i) * args.q_stride + d) };
+                q[i][d] = args.scoring.scale * unsafe { *args.q.add((query + i) * args.q_stride + d) };
             }
         }
         q

@@ -143,7 +143,7 @@ impl<S: Simd> Kept<S> for Bytes {
                     S::load(if v < full { q.add(v * LANES) } else { last.as_ptr() })
                 });
             }
-            integers.units[i] *= args.scale;
+            integers.units[i] *= args.scoring.scale;
         }
         integers
     }

@@ -414,6 +414,7 @@ impl GemmArgs<'_> {
             match self.epilogue {
                 Epilogue::Store => {}
                 Epilogue::Add => value = S::add(value, S::load(out)),
+                Epilogue::Multiply => value = S::mul(value, S::load(out)),
                 Epilogue::Activate(kind) => value = super::math::activation::<S>(kind, value),
             }
             S::store(out, value);

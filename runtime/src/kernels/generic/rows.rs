@@ -6,33 +6,60 @@ use crate::kernels::simd::{LANES, Simd};
 use crate::quant::BLOCK;
 use crate::spec::Activation;
 
-/// `(x - mean) / sqrt(variance + eps) * weight + bias` over the first `n` of `x`; `weight` and `bias` are padded with
-/// zeros to 16, and so is `out`.
+/// The last, partial vector of `n` values at `p`, filled up.
+#[inline(always)]
+unsafe fn tail<S: Simd>(p: *const f32, n: usize, fill: f32) -> S::F {
+    let whole = n / LANES * LANES;
+    let mut lanes = [fill; LANES];
+    // SAFETY: the caller's pointer covers `n` elements.
+    unsafe {
+        for (i, lane) in lanes.iter_mut().enumerate().take(n - whole) {
+            *lane = *p.add(whole + i);
+        }
+        S::load(lanes.as_ptr())
+    }
+}
+
+/// `finish(x, gain, bias)` of all vectors into `out`, which may be `x`.
+#[inline(always)]
+unsafe fn scaled<S: Simd>(
+    (x, n): (*const f32, usize),
+    (gain, bias): (*const f32, *const f32),
+    out: *mut f32,
+    finish: impl Fn(S::F, S::F, S::F) -> S::F,
+) {
+    let whole = n / LANES * LANES;
+    // SAFETY: the caller's pointers cover `n` elements; the last, partial vector goes through arrays.
+    unsafe {
+        for i in (0..whole).step_by(LANES) {
+            S::store(out.add(i), finish(S::load(x.add(i)), S::load(gain.add(i)), S::load(bias.add(i))));
+        }
+        if whole < n {
+            let last = finish(tail::<S>(x, n, 0.0), tail::<S>(gain, n, 0.0), tail::<S>(bias, n, 0.0));
+            let last = S::to_array(last);
+            std::slice::from_raw_parts_mut(out.add(whole), n - whole).copy_from_slice(&last[..n - whole]);
+        }
+    }
+}
+
+/// `(x - mean) / sqrt(variance + eps) * gain + bias` over `n` values. `out` may be `x`.
 #[inline(always)]
 pub(in crate::kernels) unsafe fn layer_norm<S: Simd>(
     x: *const f32,
     n: usize,
-    weight: *const f32,
+    gain: *const f32,
     bias: *const f32,
     eps: f32,
     out: *mut f32,
 ) {
-    // SAFETY: the caller's pointers cover `n` elements (`weight`, `bias` and `out` rounded up to 16); the last, partial
-    // vector of `x` goes through an array.
+    // SAFETY: the caller's pointers cover `n` elements.
     unsafe {
         let whole = n / LANES * LANES;
-        let tail = |fill: f32| {
-            let mut lanes = [fill; LANES];
-            for (i, lane) in lanes.iter_mut().enumerate().take(n - whole) {
-                *lane = *x.add(whole + i);
-            }
-            S::load(lanes.as_ptr())
-        };
         let mut sum = S::splat(0.0);
         for i in (0..whole).step_by(LANES) {
             sum = S::add(sum, S::load(x.add(i)));
         }
-        sum = S::add(sum, tail(0.0));
+        sum = S::add(sum, tail::<S>(x, n, 0.0));
         let mean = S::sum(sum) / n as f32;
         let means = S::splat(mean);
         let mut squares = S::splat(0.0);
@@ -40,19 +67,34 @@ pub(in crate::kernels) unsafe fn layer_norm<S: Simd>(
             let d = S::sub(S::load(x.add(i)), means);
             squares = S::fma(d, d, squares);
         }
-        let d = S::sub(tail(mean), means);
+        let d = S::sub(tail::<S>(x, n, mean), means);
         squares = S::fma(d, d, squares);
         let inverse = S::splat(1.0 / (S::sum(squares) / n as f32 + eps).sqrt());
-        let finish = |i: usize, x: S::F| {
-            let normal = S::mul(S::sub(x, means), inverse);
-            S::store(out.add(i), S::fma(normal, S::load(weight.add(i)), S::load(bias.add(i))));
-        };
-        for i in (0..whole).step_by(LANES) {
-            finish(i, S::load(x.add(i)));
+        scaled::<S>((x, n), (gain, bias), out, |x, gain, bias| S::fma(S::mul(S::sub(x, means), inverse), gain, bias));
+    }
+}
+
+/// `x / sqrt(mean of squares + eps) * gain + bias` over `n` values. `out` may be `x`.
+#[inline(always)]
+pub(in crate::kernels) unsafe fn rms_norm<S: Simd>(
+    x: *const f32,
+    n: usize,
+    gain: *const f32,
+    bias: *const f32,
+    eps: f32,
+    out: *mut f32,
+) {
+    // SAFETY: the caller's pointers cover `n` elements.
+    unsafe {
+        let mut squares = S::splat(0.0);
+        for i in (0..n / LANES * LANES).step_by(LANES) {
+            let x = S::load(x.add(i));
+            squares = S::fma(x, x, squares);
         }
-        if whole < n {
-            finish(whole, tail(mean));
-        }
+        let last = tail::<S>(x, n, 0.0);
+        squares = S::fma(last, last, squares);
+        let inverse = S::splat(1.0 / (S::sum(squares) / n as f32 + eps).sqrt());
+        scaled::<S>((x, n), (gain, bias), out, |x, gain, bias| S::fma(S::mul(x, inverse), gain, bias));
     }
 }
 
