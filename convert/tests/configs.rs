@@ -42,7 +42,7 @@ fn same(a: f32, b: f32) -> bool {
 fn rotary(extra: &Value) -> Rotary {
     match spec(neox(), extra).position {
         Position::Rotary(rotary) => rotary,
-        Position::Learned => panic!("NeoX has rotary positions"),
+        Position::Learned | Position::Alibi(_) | Position::None => panic!("NeoX has rotary positions"),
     }
 }
 
@@ -64,7 +64,7 @@ fn neox_defaults_are_those_of_transformers() {
     assert_eq!((s.context_length, s.mlp.ffn_dim, s.head), (2048, 200, Head::Untied));
     assert_eq!((s.norm.eps, s.mlp.activation), (1e-5, Activation::GeluErf));
     assert_eq!((s.residual, s.attention.scale), (Residual::Parallel, 0.25));
-    assert_eq!(s.position, Position::Rotary(Rotary { dims: 4, theta: 10_000.0 }));
+    assert_eq!(s.position, Position::Rotary(Rotary::new(4, 10_000.0)));
     assert!(s.attention.qkv_bias && s.attention.out_bias && s.mlp.bias);
     assert_eq!(s.eos_ids, [2]);
 }
@@ -114,7 +114,7 @@ fn every_neox_field_is_honoured() {
 
 #[test]
 fn rotary_settings_are_read_in_every_spelling() {
-    let half = Rotary { dims: 8, theta: 500.0 };
+    let half = Rotary::new(8, 500.0);
     for extra in [
         json!({"rotary_pct": 0.5, "rotary_emb_base": 500}),
         json!({"partial_rotary_factor": 0.5, "rope_theta": 500.0}),

@@ -9,7 +9,8 @@ use crate::model::Model;
 /// How a sequence is made.
 #[derive(Clone, Debug, Default)]
 pub struct SequenceOptions {
-    /// Tokens the cache holds; the model's own context length when `None`.
+    /// Tokens the cache holds, up to [`max_context`](crate::spec::Spec::max_context); the model's own context length when
+    /// `None`.
     pub context: Option<usize>,
     /// How the cache keeps its numbers; when `None`, as [`usual_type`](crate::kv_cache::usual_type) says.
     pub cache_type: Option<CacheType>,
@@ -31,8 +32,8 @@ impl Sequence {
     pub fn new(model: &Model, options: &SequenceOptions) -> Result<Self, SessionError> {
         let spec = model.spec();
         let context = options.context.unwrap_or(spec.context_length);
-        if context == 0 || context > spec.context_length {
-            return Err(SessionError::Context { asked: context, most: spec.context_length });
+        if context == 0 || context > spec.max_context() {
+            return Err(SessionError::Context { asked: context, most: spec.max_context() });
         }
         let cache_type = options.cache_type.unwrap_or_else(|| kv_cache::default_type(model.file()));
         Ok(Self { cache: KvCache::new(spec, cache_type, context)?, model: model.clone(), context, position: 0 })

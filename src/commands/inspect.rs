@@ -142,14 +142,22 @@ fn describe(spec: &Spec, cache_type: CacheType) -> String {
     let (total, inner) = parameters(spec);
     let position = match &spec.position {
         Position::Learned => "learned".into(),
-        Position::Rotary(r) => format!("rotary, {} of {} dimensions, theta {}", r.dims, a.head_dim, r.theta),
+        Position::Rotary(r) => {
+            let scaled = if r.scaling.is_some() { ", scaled" } else { "" };
+            format!("rotary, {} of {} dimensions, theta {}{scaled}", r.dims, a.head_dim, r.theta)
+        }
+        Position::Alibi(alibi) => format!("ALiBi, steepest slope 2^-{}", alibi.max_bias),
+        Position::None => "none".into(),
     };
     let norm = match spec.norm.kind {
         NormKind::LayerNorm => "layer norm",
+        NormKind::RmsNorm => "RMS norm",
     };
     let residual = match spec.residual {
         Residual::Sequential => "sequential",
         Residual::Parallel => "parallel",
+        Residual::ParallelOneNorm => "parallel, one norm",
+        Residual::FromNorm => "sequential, from the norm",
     };
     let head = match spec.head {
         Head::Tied => "tied to the embedding",
@@ -160,7 +168,7 @@ fn describe(spec: &Spec, cache_type: CacheType) -> String {
     format!(
         "architecture  {}, {} layers, {} wide
 attention     {} heads ({} key-value) of {}
-mlp           {} wide, {}
+mlp           {} wide, {}{}
 norm          {norm}, eps {:e}; {residual} residual
 positions     {position}
 vocabulary    {} tokens, head {head}
@@ -175,6 +183,7 @@ parameters    {} ({} without embedding and head)
         a.head_dim,
         mlp.ffn_dim,
         activation(mlp.activation),
+        if mlp.gated { ", gated" } else { "" },
         spec.norm.eps,
         HumanCount(spec.vocab_size as u64),
         HumanCount(spec.context_length as u64),

@@ -5,7 +5,7 @@
 use super::{Family, Order, Rule, activation, head_dim, rule};
 use crate::config::Config;
 use crate::error::ConvertError;
-use tidbit_runtime::spec::{Attention, Head, Mlp, Norm, NormKind, Position, Residual, Spec};
+use tidbit_runtime::spec::{Attention, Embedding, Head, Logits, Mlp, Norm, NormKind, Position, Residual, Spec};
 
 pub(super) static FAMILY: Family = Family {
     model_type: "gpt2",
@@ -56,7 +56,10 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
         d_model,
         context_length,
         position: Position::Learned,
-        norm: Norm { kind: NormKind::LayerNorm, eps: config.positive(&["layer_norm_epsilon"])?.unwrap_or(1e-5) as f32 },
+        norm: Norm::new(NormKind::LayerNorm, config.positive(&["layer_norm_epsilon"])?.unwrap_or(1e-5) as f32),
+        embedding: Embedding::default(),
+        final_norm: true,
+        logits: Logits::default(),
         attention: Attention {
             n_heads,
             n_kv_heads: n_heads,
@@ -65,11 +68,13 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
             scale_by_inverse_layer: config.bool("scale_attn_by_inverse_layer_idx", false)?,
             qkv_bias: true,
             out_bias: true,
+            ..Attention::new(n_heads, n_heads, head_dim)
         },
         mlp: Mlp {
             ffn_dim: config.size(&["n_inner"])?.unwrap_or(4 * d_model),
             activation: activation(config, "activation_function", "gelu_new")?,
             bias: true,
+            gated: false,
         },
         residual: Residual::Sequential,
         head: if config.bool("tie_word_embeddings", true)? { Head::Tied } else { Head::Untied },

@@ -7,7 +7,7 @@
 use super::{Family, Order, Rule, activation, head_dim, rule};
 use crate::config::Config;
 use crate::error::ConvertError;
-use tidbit_runtime::spec::{Attention, Head, Mlp, Norm, NormKind, Position, Residual, Rotary, Spec};
+use tidbit_runtime::spec::{Attention, Embedding, Head, Logits, Mlp, Norm, NormKind, Position, Residual, Rotary, Spec};
 
 pub(super) static FAMILY: Family = Family {
     model_type: "gpt_neox",
@@ -59,7 +59,10 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
         d_model,
         context_length: config.size(&["max_position_embeddings"])?.unwrap_or(2048),
         position: Position::Rotary(rotary(config, head_dim)?),
-        norm: Norm { kind: NormKind::LayerNorm, eps: config.positive(&["layer_norm_eps"])?.unwrap_or(1e-5) as f32 },
+        norm: Norm::new(NormKind::LayerNorm, config.positive(&["layer_norm_eps"])?.unwrap_or(1e-5) as f32),
+        embedding: Embedding::default(),
+        final_norm: true,
+        logits: Logits::default(),
         attention: Attention {
             n_heads,
             n_kv_heads: n_heads,
@@ -68,8 +71,9 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
             scale_by_inverse_layer: false,
             qkv_bias: bias,
             out_bias: bias,
+            ..Attention::new(n_heads, n_heads, head_dim)
         },
-        mlp: Mlp { ffn_dim, activation: activation(config, "hidden_act", "gelu")?, bias: true },
+        mlp: Mlp { ffn_dim, activation: activation(config, "hidden_act", "gelu")?, bias: true, gated: false },
         residual: if parallel { Residual::Parallel } else { Residual::Sequential },
         head: if config.bool("tie_word_embeddings", false)? { Head::Tied } else { Head::Untied },
         eos_ids: config.token_ids("eos_token_id", 2, vocab_size)?,
@@ -110,5 +114,5 @@ fn rotary(config: &Config, head_dim: usize) -> Result<Rotary, ConvertError> {
         );
         return Err(config.error(reason));
     }
-    Ok(Rotary { dims, theta: theta.unwrap_or(10_000.0) as f32 })
+    Ok(Rotary::new(dims, theta.unwrap_or(10_000.0) as f32))
 }

@@ -429,9 +429,18 @@ pub const MAX_HEAD_DIM: usize = 512;
 
 /// A bound on every count of a spec: keeps products of two within 64 bits and an
 /// untrusted header from asking for absurd memory.
-const MAX_COUNT: usize = 1 << 24;
+pub const MAX_COUNT: usize = 1 << 24;
 
 impl Spec {
+    /// The most positions that a text can have. More than the model was trained for where nothing is looked up by position:
+    /// what it then writes is another matter.
+    pub fn max_context(&self) -> usize {
+        match self.position {
+            Position::Learned => self.context_length,
+            Position::Rotary(_) | Position::Alibi(_) | Position::None => MAX_COUNT,
+        }
+    }
+
     /// Checks that the numbers fit together.
     ///
     /// # Errors
