@@ -1,0 +1,243 @@
+//! Every family that can be converted against transformers: the tiny checkpoints of `tests/families`, at every position,
+//! all at once and token by token. `docs/architectures.md` is what these tests have shown; `UPDATE=1` writes it anew.
+
+use safetensors::{Dtype, SafeTensors};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use tidbit_convert::{Checkpoint, Options, convert, supported_families};
+use tidbit_runtime::quant::QuantType;
+use tidbit_runtime::session::{Model, Session, SessionOptions};
+use tidbit_runtime::spec::{
+    Activation, Head, NormKind, Pairs, Place, Position, QkNormOver, Residual, RotaryScaling, Spec,
+};
+
+/// Differences allowed, as a part of the logits' standard deviation. The two forms of GELU differ by 6e-4 on these models.
+const ALLOWED: f64 = 1e-4;
+
+/// Checkpoints of families that are not supported yet.
+const NOT_YET: [&str; 12] = [
+    "bert",
+    "flan-t5",
+    "minilm",
+    "mixtral",
+    "mixtral-window",
+    "qwen2-moe",
+    "qwen3-moe",
+    "roberta",
+    "t5",
+    "t5-tied-gated",
+    "t5-gated",
+    "real",
+];
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/families")
+}
+
+/// The checkpoints of supported families, by name.
+fn fixtures() -> Vec<(String, PathBuf)> {
+    let mut list: Vec<_> = std::fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.path().join("config.json").is_file())
+        .map(|entry| (entry.file_name().into_string().unwrap(), entry.path()))
+        .filter(|(name, _)| !NOT_YET.contains(&name.as_str()))
+        .collect();
+    list.sort();
+    assert!(list.len() > 40, "{} checkpoints", list.len());
+    list
+}
+
+fn converted(checkpoint: &Path) -> Model {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("model.tidbit");
+    let checkpoint = Checkpoint::open(checkpoint).unwrap();
+    convert(&checkpoint, &output, &Options { quant: QuantType::F32, cancel: None }, &mut ()).unwrap();
+    Model::open(&output).unwrap()
+}
+
+fn floats(file: &SafeTensors<'_>, name: &str) -> Option<Vec<f32>> {
+    let tensor = file.tensor(name).ok()?;
+    assert_eq!(tensor.dtype(), Dtype::F32, "{name}");
+    Some(tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect())
+}
+
+fn deviation(x: &[f32]) -> f64 {
+    let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / x.len() as f64;
+    (x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / x.len() as f64).sqrt()
+}
+
+/// The largest difference from the reference in standard deviations: of one pass, and token by token.
+fn differences(path: &Path) -> (Model, [f64; 2]) {
+    let model = converted(path);
+    let bytes = std::fs::read(path.join("expected.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let ids: Vec<u32> = file
+        .tensor("ids")
+        .unwrap()
+        .data()
+        .chunks_exact(8)
+        .map(|b| u32::try_from(i64::from_le_bytes(b.try_into().unwrap())).unwrap())
+        .collect();
+    // With dynamic scaling transformers differs from itself; token by token is what depends on the text alone.
+    let expected = floats(&file, "logits_steps").or_else(|| floats(&file, "logits")).unwrap();
+    let vocab_size = model.spec().vocab_size;
+    assert_eq!(expected.len(), ids.len() * vocab_size);
+    let unit = deviation(&expected);
+    let difference = |token: usize, found: &[f32]| {
+        let pairs = found.iter().zip(&expected[token * vocab_size..]);
+        // A NaN must not pass for a small difference.
+        pairs.map(|(a, b)| f64::from((a - b).abs()) / unit).fold(0.0, |most, d| if d <= most { most } else { d })
+    };
+    let options = SessionOptions { context: Some(ids.len()), threads: Some(2), ..SessionOptions::default() };
+    let (mut at_once, mut by_token) = (0f64, 0f64);
+    let mut session = Session::new(&model, &options).unwrap();
+    session.append_each(&ids, |token, logits| at_once = at_once.max(difference(token, logits))).unwrap();
+    session.rewind(0);
+    for (token, id) in ids.iter().enumerate() {
+        by_token = by_token.max(difference(token, session.append(&[*id]).unwrap()));
+    }
+    (model, [at_once, by_token])
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    let mut wrong = Vec::new();
+    let mut proven: BTreeMap<String, Vec<(String, Spec)>> = BTreeMap::new();
+    for (name, path) in fixtures() {
+        let (model, found) = differences(&path);
+        println!("{name:<20} {:.1e} at once, {:.1e} by token", found[0], found[1]);
+        if !found.iter().all(|d| *d <= ALLOWED) {
+            wrong.push(format!("{name}: {found:?}"));
+        }
+        let spec = model.spec().clone();
+        proven.entry(spec.family.clone()).or_default().push((name, spec));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let (path, text) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architectures.md"), table(&proven));
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == text, "docs/architectures.md is not what was shown: UPDATE=1 cargo test --test families");
+}
+
+/// What was shown, for people.
+fn table(proven: &BTreeMap<String, Vec<(String, Spec)>>) -> String {
+    let mut text = String::from(
+        "# Architectures\n\n\
+         Families of checkpoints that `tidbit convert` reads, in Hugging Face layout. Each variant below is a tiny random checkpoint\n\
+         made by transformers (`tests/families`); Tidbit's f32 logits equal its logits at every position, to one part in ten\n\
+         thousand of their standard deviation, all at once and token by token. This page is written by that test\n\
+         (`UPDATE=1 cargo test --test families`).\n\n\
+         A family is one file in `convert/src/family`, made of parts that the runtime has; the runtime knows no family.\n\n\
+         | family (`model_type`) | architectures | shown with | parts |\n|---|---|---|---|\n",
+    );
+    for (model_type, architectures) in supported_families() {
+        let Some(shown) = proven.get(model_type) else { continue };
+        let mut parts: Vec<String> = Vec::new();
+        for part in shown.iter().flat_map(|(_, spec)| parts_of(spec)) {
+            if !parts.contains(&part) {
+                parts.push(part);
+            }
+        }
+        let names: Vec<_> = shown.iter().map(|(name, _)| name.as_str()).collect();
+        let _ = writeln!(
+            text,
+            "| `{model_type}` | {} | {} | {} |",
+            architectures.join(", "),
+            names.join(", "),
+            parts.join("; ")
+        );
+    }
+    text
+}
+
+/// The parts that a model is made of, in words.
+fn parts_of(spec: &Spec) -> Vec<String> {
+    let a = &spec.attention;
+    let mut parts = Vec::new();
+    let mut add = |part: &str| parts.push(part.to_string());
+    match &spec.position {
+        Position::Learned => add("learned positions"),
+        Position::Alibi(alibi) => add(if alibi.bf16 { "ALiBi in bf16" } else { "ALiBi" }),
+        Position::None => add("no positions"),
+        Position::Rotary(rotary) => {
+            add(if rotary.dims < a.head_dim { "partial rotary" } else { "rotary" });
+            match rotary.pairs {
+                Pairs::Halves => {}
+                Pairs::Interleaved => add("interleaved pairs"),
+            }
+            match rotary.scaling {
+                None => {}
+                Some(RotaryScaling::Linear { .. }) => add("linear scaling"),
+                Some(RotaryScaling::Dynamic { .. }) => add("dynamic scaling"),
+                Some(RotaryScaling::Llama3 { .. }) => add("LLaMA 3 scaling"),
+                Some(RotaryScaling::Yarn { .. }) => add("YaRN"),
+            }
+        }
+    }
+    if let Some(window) = &a.window {
+        add(if window.layers.is_some() { "window in some layers" } else { "window" });
+    }
+    if a.n_kv_heads == 1 && a.n_heads > 1 {
+        add("multi-query");
+    } else if a.n_kv_heads < a.n_heads {
+        add("grouped queries");
+    }
+    match a.qk_norm.as_ref().map(|norm| norm.over) {
+        None => {}
+        Some(QkNormOver::AllHeads) => add("query and key norm over all heads"),
+        Some(QkNormOver::Head | QkNormOver::HeadWithItsGain) => add("query and key norm"),
+    }
+    if a.clip.is_some() {
+        add("clipped queries, keys and values");
+    }
+    if a.softcap.is_some() || spec.logits.softcap.is_some() {
+        add("soft-caps");
+    }
+    add(match spec.norm.kind {
+        NormKind::LayerNorm => "LayerNorm",
+        NormKind::RmsNorm => "RMSNorm",
+    });
+    match spec.norm.place {
+        Place::Before => {}
+        Place::After => add("norms after the sum"),
+        Place::Branch => add("norms on the branches"),
+        Place::Sandwich => add("sandwich norms"),
+    }
+    match spec.residual {
+        Residual::Sequential => {}
+        Residual::Parallel => add("parallel"),
+        Residual::ParallelOneNorm => add("parallel with one norm"),
+        Residual::FromNorm => add("residual from the norm"),
+    }
+    if spec.embedding.norm {
+        add("embedding norm");
+    }
+    if spec.embedding.scale != 1.0 {
+        add("scaled embedding");
+    }
+    if spec.embedding.dim.is_some() {
+        add("projected embedding");
+    }
+    let activation = match spec.mlp.activation {
+        Activation::Relu => "ReLU",
+        Activation::ReluSquared => "squared ReLU",
+        Activation::GeluErf => "exact GELU",
+        Activation::GeluTanh => "tanh GELU",
+        Activation::GeluQuick => "quick GELU",
+        Activation::Silu => "SiLU",
+        Activation::Tanh => "tanh",
+    };
+    add(&if spec.mlp.gated { format!("gated {activation}") } else { activation.to_string() });
+    match spec.head {
+        Head::Tied => add("tied head"),
+        Head::Untied => {}
+    }
+    if spec.logits.bias {
+        add("head bias");
+    }
+    parts
+}
