@@ -176,11 +176,8 @@ pub fn convert(
     // The plan lists the same tensors in the same order.
     let mut wanted = Vec::new();
     for (i, tensor) in mapped.iter().enumerate() {
-        let want = |(j, part): (usize, &'_ _)| {
-            let Part { name, source, .. } = part;
-            Wanted { index: (i, j), name, source }
-        };
-        wanted.extend(tensor.parts.iter().enumerate().map(want));
+        let parts = tensor.parts.iter().enumerate();
+        wanted.extend(parts.map(|(j, part)| Wanted { index: (i, j), name: &part.name, source: &part.source }));
     }
     let schedule = Schedule::new(&checkpoint.files, weights, wanted);
     let room = schedule.room();

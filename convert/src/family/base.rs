@@ -4,7 +4,7 @@
 use crate::config::Config;
 use crate::error::ConvertError;
 use tidbit_runtime::spec::{
-    Activation, Attention, Embedding, Head, Logits, Mlp, Norm, NormKind, Place, Position, Residual, Spec, Trained,
+    Activation, Attention, Embedding, Head, Logits, Mlp, Norm, NormKind, Position, Residual, Spec,
 };
 
 /// Under which names a family's config has what all families have. A size without a default must be stated.
@@ -85,25 +85,8 @@ pub(super) fn start(config: &Config, fields: &Fields) -> Result<Spec, ConvertErr
         context_length: config.size(fields.context.0)?.unwrap_or(fields.context.1),
         embedding: Embedding::default(),
         position: Position::None,
-        norm: Norm {
-            kind: NormKind::LayerNorm,
-            eps: config.positive(fields.eps.0)?.unwrap_or(fields.eps.1) as f32,
-            trained: Trained::GainAndBias,
-            place: Place::Before,
-        },
-        attention: Attention {
-            n_heads,
-            n_kv_heads,
-            head_dim,
-            scale: 1.0 / (head_dim as f32).sqrt(),
-            scale_by_inverse_layer: false,
-            qkv_bias: true,
-            out_bias: true,
-            qk_norm: None,
-            clip: None,
-            softcap: None,
-            window: None,
-        },
+        norm: Norm::new(NormKind::LayerNorm, config.positive(fields.eps.0)?.unwrap_or(fields.eps.1) as f32),
+        attention: Attention { qkv_bias: true, out_bias: true, ..Attention::new(n_heads, n_kv_heads, head_dim) },
         mlp: Mlp {
             ffn_dim,
             activation: activation(config, fields.activation.0, fields.activation.1)?,
@@ -146,7 +129,7 @@ fn heads(config: &Config, fields: &Fields, d_model: usize, n_heads: usize) -> Re
             Ok((n_heads, dim))
         }
         Heads::Grouped { kv, dim } => {
-            let read = |name: &str, default: Option<usize>| {
+            let read = |name: &str, default: Option<usize>| -> Result<_, ConvertError> {
                 Ok(config.size(&[name])?.or(default.filter(|_| !config.has(name))))
             };
             let n_kv_heads = read(KV, kv)?.unwrap_or(n_heads);

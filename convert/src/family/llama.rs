@@ -6,7 +6,7 @@ use super::rotary::{WHOLE, rotary};
 use super::{Family, Order, Rule, rule, same};
 use crate::config::Config;
 use crate::error::ConvertError;
-use tidbit_runtime::spec::{NormKind, Position, QkNorm, QkNormOver, Spec, Trained};
+use tidbit_runtime::spec::{Norm, NormKind, Position, QkNorm, QkNormOver, Spec, Trained};
 
 pub(super) static FAMILY: Family = Family {
     model_type: "llama",
@@ -55,7 +55,7 @@ pub(super) const FIELDS: Fields = Fields {
 /// LLaMA without position and biases.
 pub(super) fn start(config: &Config, fields: &Fields) -> Result<Spec, ConvertError> {
     let mut spec = base::start(config, fields)?;
-    (spec.norm.kind, spec.norm.trained) = (NormKind::RmsNorm, Trained::Gain);
+    spec.norm = Norm::new(NormKind::RmsNorm, spec.norm.eps);
     (spec.attention.qkv_bias, spec.attention.out_bias) = (false, false);
     (spec.mlp.bias, spec.mlp.gated) = (false, true);
     Ok(spec)

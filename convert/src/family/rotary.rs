@@ -120,7 +120,7 @@ fn dims(
 fn scaling_of(config: &Config, rope: &Config, trained: usize) -> Result<Option<RotaryScaling>, ConvertError> {
     const ORIGINAL: &str = "original_max_position_embeddings";
     let kind = rope.one_text(&["rope_type", "type"])?;
-    let original = || Ok(rope.size(&[ORIGINAL])?.unwrap_or(trained));
+    let original = || Ok::<_, ConvertError>(rope.size(&[ORIGINAL])?.unwrap_or(trained));
     let scaling = match kind.as_deref() {
         None | Some("default") => None,
         Some("linear") => {
@@ -155,7 +155,7 @@ fn scaling_of(config: &Config, rope: &Config, trained: usize) -> Result<Option<R
 
 fn yarn(rope: &Config, original: usize) -> Result<RotaryScaling, ConvertError> {
     let factor = rope.positive(&["factor"])?.ok_or_else(|| rope.refuse("factor", "a positive number"))?;
-    let number = |name: &str, default: f64| Ok(rope.positive(&[name])?.unwrap_or(default) as f32);
+    let number = |name: &str, default: f64| Ok::<_, ConvertError>(rope.positive(&[name])?.unwrap_or(default) as f32);
     // The logarithm's weight; no more than 1 where positions are not stretched.
     let magnitude = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
     let (all, over) = (rope.positive(&["mscale"])?, rope.positive(&["mscale_all_dim"])?);
