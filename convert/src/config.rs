@@ -22,10 +22,14 @@ pub(crate) struct Config {
     prefix: String,
     fields: Map<String, Value>,
     seen: RefCell<BTreeSet<String>>,
+    /// Fields that have no effect in this family.
+    harmless: RefCell<BTreeSet<&'static str>>,
+    /// What nobody looked at in the objects inside.
+    inner: RefCell<Leftover>,
 }
 
 /// What no family looked at.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Leftover {
     /// All such fields.
     pub(crate) ignored: Vec<String>,
@@ -44,11 +48,28 @@ impl Config {
     }
 
     fn over(file: &str, prefix: &str, fields: Map<String, Value>) -> Self {
-        Self { file: file.into(), prefix: prefix.into(), fields, seen: RefCell::default() }
+        Self {
+            file: file.into(),
+            prefix: prefix.into(),
+            fields,
+            seen: RefCell::default(),
+            harmless: RefCell::default(),
+            inner: RefCell::default(),
+        }
+    }
+
+    /// Whether the config has a field, be it null.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.fields.contains_key(name)
+    }
+
+    /// These fields have no effect in this family, whatever they say.
+    pub(crate) fn harmless(&self, names: &[&'static str]) {
+        self.harmless.borrow_mut().extend(names);
     }
 
     /// The value of a field, if it is there and not null. The field counts as looked at.
-    fn get(&self, name: &str) -> Option<&Value> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Value> {
         self.seen.borrow_mut().insert(name.into());
         self.fields.get(name).filter(|v| !v.is_null())
     }
@@ -106,6 +127,24 @@ impl Config {
         self.one_of(names, "a positive number", read)
     }
 
+    /// A whole number that may be 0, or `None` when missing or null.
+    pub(crate) fn count(&self, name: &str) -> Result<Option<usize>, ConvertError> {
+        let read = |v: &Value| v.as_u64().filter(|&n| n <= 1 << 32).map(|n| n as usize);
+        self.one_of(&[name], "a whole number", read)
+    }
+
+    /// A positive number; `default` when missing, `None` when null.
+    pub(crate) fn optional(&self, name: &str, default: f64) -> Result<Option<f32>, ConvertError> {
+        let value = if self.has(name) { self.positive(&[name])? } else { Some(default) };
+        Ok(value.map(|v| v as f32))
+    }
+
+    /// A positive number that must be there.
+    pub(crate) fn required(&self, name: &str) -> Result<f32, ConvertError> {
+        let value = self.positive(&[name])?.ok_or_else(|| self.refuse(name, "a positive number"))?;
+        Ok(value as f32)
+    }
+
     /// A boolean, or `default` when missing or null.
     pub(crate) fn bool(&self, name: &str, default: bool) -> Result<bool, ConvertError> {
         Ok(self.one_of(&[name], "true or false", Value::as_bool)?.unwrap_or(default))
@@ -113,7 +152,12 @@ impl Config {
 
     /// A string, or `None` when missing or null.
     pub(crate) fn text(&self, name: &str) -> Result<Option<String>, ConvertError> {
-        self.one_of(&[name], "a string", |v| v.as_str().map(String::from))
+        self.one_text(&[name])
+    }
+
+    /// A string under one of several names, or `None` when missing or null.
+    pub(crate) fn one_text(&self, names: &[&str]) -> Result<Option<String>, ConvertError> {
+        self.one_of(names, "a string", |v| v.as_str().map(String::from))
     }
 
     /// A list of strings; empty when missing or null.
@@ -124,9 +168,14 @@ impl Config {
 
     /// Token ids: a number, a list of them, or null for none. An absent field means `default`, if the
     /// vocabulary has it.
-    pub(crate) fn token_ids(&self, name: &str, default: u32, vocab_size: usize) -> Result<Vec<u32>, ConvertError> {
-        if !self.fields.contains_key(name) {
-            return Ok(Vec::from_iter(Some(default).filter(|&id| (id as usize) < vocab_size)));
+    pub(crate) fn token_ids(
+        &self,
+        name: &str,
+        default: Option<u32>,
+        vocab_size: usize,
+    ) -> Result<Vec<u32>, ConvertError> {
+        if !self.has(name) {
+            return Ok(Vec::from_iter(default.filter(|&id| (id as usize) < vocab_size)));
         }
         let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
         let read = |v: &Value| match v {
@@ -152,11 +201,30 @@ impl Config {
         Ok(())
     }
 
+    /// Accepts a boolean only when it says what the model does anyway.
+    pub(crate) fn expect_bool(&self, name: &str, value: bool) -> Result<(), ConvertError> {
+        if self.bool(name, value)? == value { Ok(()) } else { Err(self.refuse(name, value)) }
+    }
+
+    /// Adds what nobody looked at in an object inside.
+    pub(crate) fn adopt(&self, inner: &Self) -> Result<(), ConvertError> {
+        let Leftover { ignored, unknown } = inner.finish()?;
+        let mut all = self.inner.borrow_mut();
+        all.ignored.extend(ignored);
+        all.unknown.extend(unknown);
+        Ok(())
+    }
+
     /// Sorts the fields that nobody looked at; the first that would change the result is an error.
     pub(crate) fn finish(&self) -> Result<Leftover, ConvertError> {
-        let mut left = Leftover::default();
-        let seen = self.seen.borrow();
+        let mut left = self.inner.borrow().clone();
+        let (seen, harmless) = (self.seen.borrow(), self.harmless.borrow());
         for (name, value) in self.fields.iter().filter(|(name, _)| !seen.contains(*name)) {
+            let shown = format!("{}{}", self.prefix, shown(name));
+            if harmless.contains(name.as_str()) {
+                left.ignored.push(shown);
+                continue;
+            }
             let empty = match value {
                 Value::Null | Value::Bool(false) => true,
                 Value::Array(items) => items.is_empty(),
@@ -170,11 +238,10 @@ impl Config {
             {
                 return Err(self.refuse(name, "it to be absent: it changes the result, and is not supported here"));
             }
-            let name = format!("{}{}", self.prefix, shown(name));
-            if !HARMLESS.contains(&name.as_str()) && neutral_values(&name).is_none() && !empty {
-                left.unknown.push(name.clone());
+            if !HARMLESS.contains(&name.as_str()) && neutral_values(name).is_none() && !empty {
+                left.unknown.push(shown.clone());
             }
-            left.ignored.push(name);
+            left.ignored.push(shown);
         }
         Ok(left)
     }
@@ -229,7 +296,7 @@ mod tests {
             (c.bool("b", true).unwrap_err(), "`b` is \"x\", expected true or false"),
             (c.positive(&["a"]).unwrap_err(), "`a` is -1, expected a positive number"),
             (c.positive(&["e"]).unwrap_err(), "`e` is -0.5, expected a positive number"),
-            (c.token_ids("d", 0, 1).unwrap_err(), "`d` is [1,\"2\"], expected a token id or a list of them"),
+            (c.token_ids("d", Some(0), 1).unwrap_err(), "`d` is [1,\"2\"], expected a token id or a list of them"),
             (c.required_size(&["z"]).unwrap_err(), "`z` missing, expected a positive whole number"),
         ];
         for (error, expected) in cases {

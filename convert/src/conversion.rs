@@ -1,22 +1,23 @@
 //! Opening a checkpoint, and converting it.
 
-use crate::checkpoint::{Layout, SourceTensor, Weights, read_range, read_small};
-use crate::error::{ConvertError, HEAD_DIFFERS};
+use crate::checkpoint::{Layout, Weights, read_range, read_small};
+use crate::error::{ConvertError, shown};
 use crate::family::{self, Described};
-use crate::mapping::{self, Mapping};
+use crate::mapping::{self, Mapped, Mapping, Part};
 use crate::plan::{NO_HASH, Plan};
 use crate::random::RandomRows;
 use crate::rows::{Rows, SourceRows, element};
-use crate::stream::{self, Loaded, Room, Wanted};
+use crate::stream::{self, Buffer, Loaded, Schedule, Wanted};
 use crate::tokenizer::{self, StoredTokenizer};
 use crate::writer::{self, Job};
 use crate::{Cancel, Options, Progress, Report};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use tidbit_runtime::format::SourceFile;
 use tidbit_runtime::kernels;
 use tidbit_runtime::quant::QuantType;
-use tidbit_runtime::spec::Spec;
+use tidbit_runtime::spec::{Head, Spec};
 
 /// A checkpoint whose config, tensor table and tokenizer have been read and agree. No weight has been
 /// read yet.
@@ -38,12 +39,17 @@ impl Checkpoint {
     /// The first thing that is missing, damaged or not supported.
     pub fn open(path: &Path) -> Result<Self, ConvertError> {
         let layout = Layout::find(path)?;
-        let described = family::read_config(&layout.config.display().to_string(), &read_small(&layout.config)?)?;
+        let mut described = family::read_config(&layout.config.display().to_string(), &read_small(&layout.config)?)?;
         let (weights, index) = layout.open()?;
-        let mapping = mapping::map(&described, &weights)?;
+        let mut mapping = mapping::map(&described, &weights)?;
         let tokenizer = tokenizer::load(&layout.folder, described.spec.vocab_size)?;
 
         let mut warnings = Vec::new();
+        if let Some(difference) = differing_head(&mapping, &weights)? {
+            warnings.push(format!("{}: {difference}: both are used", layout.config.display()));
+            described.spec.head = Head::Untied;
+            mapping = mapping::map(&described, &weights)?;
+        }
         if !described.left.unknown.is_empty() {
             let names = described.left.unknown.join(", ");
             warnings.push(format!("{}: unknown fields are ignored: {names}", layout.config.display()));
@@ -76,7 +82,7 @@ impl Checkpoint {
     /// # Errors
     /// When a size overflows.
     pub fn plan(&self, quant: QuantType) -> Result<Plan, ConvertError> {
-        let source_bytes: Vec<u64> = self.mapping.tensors.iter().map(|t| t.source.bytes().unwrap_or(0)).collect();
+        let source_bytes: Vec<u64> = self.mapping.tensors.iter().map(Mapped::source_bytes).collect();
         Plan::new(self.spec(), quant, &source_bytes, self.tokenizer.as_ref(), &self.sources)
             .map_err(|e| ConvertError::container(self.files.first().map_or(Path::new(""), |p| p), e))
     }
@@ -100,47 +106,45 @@ impl Checkpoint {
     pub fn has_tokenizer(&self) -> bool {
         self.tokenizer.is_some()
     }
+}
 
-    /// A head beside a tied embedding must equal it: older versions of transformers would use the
-    /// embedding, newer ones the head, so a different one has no right answer.
-    fn check_spare_head(&self, cancel: Cancel<'_>) -> Result<(), ConvertError> {
-        let (Some((name, head)), Some(embedding)) = (&self.mapping.spare_head, self.mapping.tensors.first()) else {
-            return Ok(());
-        };
-        if (head.file, head.offset, head.dtype)
-            == (embedding.source.file, embedding.source.offset, embedding.source.dtype)
-        {
-            return Ok(());
-        }
-        let elements = head.elements().unwrap_or(0);
-        let path = self.weights.path_of(head);
-        let part = |tensor: &SourceTensor, name: &str, at: usize, out: &mut [f32]| -> Result<(), ConvertError> {
-            let width = tensor.dtype.bitsize() as u64 / 8;
-            let offset = tensor.offset + at as u64 * width;
-            let bytes = read_range(self.weights.path_of(tensor), name, offset, out.len() as u64 * width)?;
-            let element = element(tensor.dtype);
-            for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(element.bytes())) {
-                *out = element.read(bytes);
-            }
-            Ok(())
-        };
-        let (mut a, mut b) = (vec![0.0; 1 << 18], vec![0.0; 1 << 18]);
-        for at in (0..elements).step_by(a.len()) {
-            cancel.check()?;
-            let n = (elements - at).min(a.len());
-            part(head, name, at, &mut a[..n])?;
-            part(&embedding.source, &embedding.name, at, &mut b[..n])?;
-            if let Some(i) = (0..n).find(|&i| a[i].to_bits() != b[i].to_bits()) {
-                let (row, col) = ((at + i) / self.spec().d_model, (at + i) % self.spec().d_model);
-                let reason = format!(
-                    "{HEAD_DIFFERS}, but row {row}, column {col} is {}, and {} in `{}`",
-                    a[i], b[i], embedding.name
-                );
-                return Err(ConvertError::tensor(path, name, reason));
-            }
+/// A head beside a tied embedding may differ from it: transformers then uses both. One line about where, if so.
+fn differing_head(mapping: &Mapping, weights: &Weights) -> Result<Option<String>, ConvertError> {
+    let (Some(head), Some(embedding)) = (&mapping.spare_head, mapping.tensors.first().and_then(|t| t.parts.first()))
+    else {
+        return Ok(None);
+    };
+    let place = |part: &Part| (part.source.file, part.source.offset, part.source.dtype);
+    if place(head) == place(embedding) {
+        return Ok(None);
+    }
+    let (elements, cols) = (head.source.elements().unwrap_or(0), head.source.shape.get(1).copied().unwrap_or(1));
+    let read = |part: &Part, at: usize, out: &mut [f32]| -> Result<(), ConvertError> {
+        let element = element(part.source.dtype);
+        let (offset, length) = (part.source.offset + (at * element.bytes()) as u64, out.len() * element.bytes());
+        let bytes = read_range(weights.path_of(&part.source), &part.name, offset, length as u64)?;
+        for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(element.bytes())) {
+            *out = element.read(bytes);
         }
         Ok(())
+    };
+    let (mut a, mut b) = (vec![0.0; 1 << 18], vec![0.0; 1 << 18]);
+    for at in (0..elements).step_by(a.len()) {
+        let n = (elements - at).min(a.len());
+        read(head, at, &mut a[..n])?;
+        read(embedding, at, &mut b[..n])?;
+        if let Some(i) = (0..n).find(|&i| a[i].to_bits() != b[i].to_bits()) {
+            let (row, col) = ((at + i) / cols, (at + i) % cols);
+            return Ok(Some(format!(
+                "`tie_word_embeddings` is true, but row {row}, column {col} of `{}` is {}, and {} in `{}`",
+                shown(&head.name),
+                a[i],
+                b[i],
+                shown(&embedding.name)
+            )));
+        }
     }
+    Ok(None)
 }
 
 /// Converts a checkpoint to a model file. Runs on rayon's current thread pool; the bytes do not depend
@@ -158,7 +162,6 @@ pub fn convert(
     let cancel = Cancel(options.cancel.as_deref());
     writer::check_output(output, checkpoint.files.iter().map(PathBuf::as_path))?;
     let plan = checkpoint.plan(options.quant)?;
-    checkpoint.check_spare_head(cancel)?;
     let kernels = kernels::active()?;
     let (weights, mapped) = (&checkpoint.weights, &checkpoint.mapping.tensors);
     let job = Job {
@@ -169,22 +172,39 @@ pub fn convert(
         kernels,
         cancel,
     };
-    let heads = checkpoint.spec().attention.n_heads;
+    let attention = &checkpoint.spec().attention;
     // The plan lists the same tensors in the same order.
-    let wanted =
-        mapped.iter().enumerate().map(|(index, t)| Wanted { index, name: &t.name, source: &t.source }).collect();
-    let room = Room::new(plan.largest_source_bytes);
+    let mut wanted = Vec::new();
+    for (i, tensor) in mapped.iter().enumerate() {
+        let parts = tensor.parts.iter().enumerate();
+        wanted.extend(parts.map(|(j, part)| Wanted { index: (i, j), name: &part.name, source: &part.source }));
+    }
+    let schedule = Schedule::new(&checkpoint.files, weights, wanted);
+    let room = schedule.room();
     let (send, receive) = mpsc::channel();
     let file_bytes = std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             // Moved in: the channel ends with the reader.
             let send = send;
-            let read = stream::read(&checkpoint.files, weights, wanted, &room, &send, cancel);
+            let read = stream::read(&checkpoint.files, weights, &schedule, &room, &send, cancel);
             read.map_err(|e| send.send(Err(e))).ok()
         });
-        let mut tensors = receive.into_iter().map(|loaded| {
-            let Loaded { index, bytes } = loaded?;
-            Ok((index, Box::new(SourceRows::new(weights, &mapped[index], heads, bytes)) as Box<dyn Rows>))
+        // Tensors of which some parts have been read.
+        let mut waiting = BTreeMap::<usize, Vec<Option<Buffer>>>::new();
+        let mut tensors = receive.into_iter().filter_map(|loaded| {
+            let Loaded { index: (i, part), bytes } = match loaded {
+                Ok(loaded) => loaded,
+                Err(e) => return Some(Err(e)),
+            };
+            let mut parts =
+                waiting.remove(&i).unwrap_or_else(|| mapped[i].parts.iter().map(|_| None).collect());
+            parts[part] = Some(bytes);
+            if parts.iter().any(Option::is_none) {
+                waiting.insert(i, parts);
+                return None;
+            }
+            let rows = SourceRows::new(weights, &mapped[i], attention, parts.into_iter().flatten().collect());
+            Some(Ok((i, Box::new(rows) as Box<dyn Rows>)))
         });
         let sources = || {
             let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

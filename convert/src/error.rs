@@ -105,16 +105,14 @@ impl ConvertError {
 }
 
 /// Part of a message, and the way out.
-const HINTS: [(&str, &str); 4] = [
+const HINTS: [(&str, &str); 3] = [
     (GIT_LFS, "fetch the weights with `git lfs pull`"),
     (LEGACY_TORCH, "load it and save it again with torch 1.6 or newer, or with safetensors"),
-    (HEAD_DIFFERS, "set `tie_word_embeddings` to false to keep both, or remove one of the two tensors"),
     ("cannot be stored as f16", "use --quant f32"),
 ];
 
 pub(crate) const GIT_LFS: &str = "a git-lfs pointer, not the file itself";
 pub(crate) const LEGACY_TORCH: &str = "torch's legacy format (before 1.6)";
-pub(crate) const HEAD_DIFFERS: &str = "`tie_word_embeddings` is true";
 
 /// A name or value from outside, fit for a one-line message: control characters escaped, not too long.
 pub(crate) fn shown(text: &str) -> String {

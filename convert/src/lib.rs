@@ -15,7 +15,8 @@
 //! | `conversion` | all of it together |
 //!
 //! Source files are read, never mapped, once and in their own order, a little ahead of the encoder: peak memory is the
-//! largest source tensor plus some 40 megabytes.
+//! largest tensor's sources plus some 40 megabytes. Where one of our tensors is made of several (queries, keys and values), the first wait
+//! in memory for the last.
 
 #![forbid(unsafe_code)]
 

@@ -1,20 +1,36 @@
-//! Which source tensor becomes which tensor of the model: every one accounted for, with its shape.
+//! Which source tensors become which tensor of the model: every one accounted for, with its shape.
 
 use crate::checkpoint::{Dtype, SourceTensor, Weights};
 use crate::error::ConvertError;
-use crate::family::{Described, Family, Order, layer_of};
+use crate::family::{Described, Family, Order, Rule};
 use std::collections::BTreeSet;
 use std::path::Path;
-use tidbit_runtime::spec::{Head, TensorDecl};
+use tidbit_runtime::spec::{Head, Spec, TensorDecl};
 
 /// A tensor of the model and where it comes from.
 #[derive(Debug)]
 pub(crate) struct Mapped {
     pub(crate) decl: TensorDecl,
+    /// One after the other; one, but for orders of several.
+    pub(crate) parts: Vec<Part>,
+    pub(crate) order: Order,
+}
+
+/// A source tensor.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
     /// Its name in the checkpoint.
     pub(crate) name: String,
     pub(crate) source: SourceTensor,
-    pub(crate) order: Order,
+    /// How many of our rows it has.
+    pub(crate) rows: usize,
+}
+
+impl Mapped {
+    /// Bytes of its sources.
+    pub(crate) fn source_bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.source.bytes().unwrap_or(0)).sum()
+    }
 }
 
 /// All of them.
@@ -22,11 +38,11 @@ pub(crate) struct Mapped {
 pub(crate) struct Mapping {
     /// In order of [`Spec::tensors`](tidbit_runtime::spec::Spec::tensors).
     pub(crate) tensors: Vec<Mapped>,
-    /// An output projection in a checkpoint whose head is tied: it must equal the embedding.
-    pub(crate) spare_head: Option<(String, SourceTensor)>,
+    /// An output projection in a checkpoint whose head is tied.
+    pub(crate) spare_head: Option<Part>,
 }
 
-/// Finds the source of every tensor, and refuses tensors that nothing needs.
+/// Finds the sources of every tensor, and refuses tensors that nothing needs.
 pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, ConvertError> {
     let Described { family, spec, .. } = described;
     let first = weights.files.first().map_or(Path::new(""), |p| p);
@@ -37,32 +53,53 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
     let mut used = BTreeSet::new();
     let mut tensors = Vec::new();
     for decl in spec.tensors() {
-        let candidates = candidates(family, &decl.name);
-        let Some((order, names)) = candidates else {
+        let Some((rule, mut names)) = rule_of(family, &decl.name) else {
             return Err(ConvertError::tensor(first, &decl.name, format!("no rule in family {}", family.model_type)));
         };
-        let found = names.iter().find_map(|name| weights.tensors.get_key_value(name));
-        let shape = source_shape(&decl.shape, order);
-        let Some((name, source)) = found else {
-            let untied = if decl.name == HEAD { ", and `tie_word_embeddings` is false" } else { "" };
-            let name = names.first().map_or("", String::as_str);
-            return Err(ConvertError::tensor(first, name, format!("missing, expected shape {shape:?}{untied}")));
+        if decl.name == EMBEDDING && spec.head == Head::Tied {
+            // Where there is only one of the two, it serves as both.
+            names.extend(rule_of(family, HEAD).into_iter().flat_map(|(_, names)| names));
+        }
+        let wanted = match rule.order {
+            // Any one of the names.
+            Order::Same | Order::Transposed | Order::Grouped | Order::After(_) | Order::LessOne => {
+                vec![(names, decl.shape.first().copied().unwrap_or(1))]
+            }
+            Order::QueryKeyValue => {
+                let a = &spec.attention;
+                let rows = [a.n_heads, a.n_kv_heads, a.n_kv_heads].map(|heads| heads * a.head_dim);
+                names.into_iter().map(|name| vec![name]).zip(rows).collect()
+            }
+            Order::ByHead => {
+                let heads = decl.len() / spec.attention.head_dim;
+                let name = |head: usize| names.iter().map(|n| n.replace("{h}", &head.to_string())).collect();
+                (0..heads).map(|head| (name(head), spec.attention.head_dim)).collect()
+            }
         };
-        check(weights, name, source, &shape)?;
-        used.insert(name.as_str());
-        tensors.push(Mapped { decl, name: name.clone(), source: source.clone(), order });
+        let mut parts = Vec::new();
+        for (names, rows) in wanted {
+            let names: Vec<_> = names.iter().flat_map(|name| prefixed(family, &decl.name, name)).collect();
+            let shape = source_shape(&decl.shape, rule.order, rows);
+            let Some((name, source)) = names.iter().find_map(|name| weights.tensors.get_key_value(name)) else {
+                let untied = if decl.name == HEAD { ", and `tie_word_embeddings` is false" } else { "" };
+                let name = names.first().map_or("", String::as_str);
+                return Err(ConvertError::tensor(first, name, format!("missing, expected shape {shape:?}{untied}")));
+            };
+            check(weights, name, source, &shape)?;
+            used.insert(name.as_str());
+            parts.push(Part { name: name.clone(), source: source.clone(), rows });
+        }
+        tensors.push(Mapped { decl, parts, order: rule.order });
     }
 
     let mut spare_head = None;
-    let head_names = candidates(family, HEAD).map(|(_, names)| names).unwrap_or_default();
     for (name, source) in weights.tensors.iter().filter(|(name, _)| !used.contains(name.as_str())) {
-        let bare = name.strip_prefix(family.prefix).unwrap_or(name);
-        if family.buffers.iter().any(|pattern| layer_of(pattern, bare).is_some()) {
+        if family.leaves_out(name) {
             continue;
         }
-        if spec.head == Head::Tied && spare_head.is_none() && head_names.contains(name) {
-            check(weights, name, source, &[spec.vocab_size, spec.d_model])?;
-            spare_head = Some((name.clone(), source.clone()));
+        if spec.head == Head::Tied && spare_head.is_none() && is_head(family, name) {
+            check(weights, name, source, &head_shape(spec))?;
+            spare_head = Some(Part { name: name.clone(), source: source.clone(), rows: spec.vocab_size });
             continue;
         }
         let (kind, layers) = (family.model_type, spec.n_layers);
@@ -72,25 +109,40 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
     Ok(Mapping { tensors, spare_head })
 }
 
+const EMBEDDING: &str = "embed.tokens";
 const HEAD: &str = "head.weight";
 
-/// The names that one of our tensors may have in a checkpoint.
-fn candidates(family: &Family, ours: &str) -> Option<(Order, Vec<String>)> {
-    let (rule, layer) = family.rules.iter().find_map(|rule| Some((rule, layer_of(rule.ours, ours)?)))?;
-    let bare = rule.theirs.iter().map(|name| name.replacen("{}", layer, 1));
-    let names = bare.flat_map(|name| {
-        let prefixed = format!("{}{name}", family.prefix);
-        // The head stands outside the part that the prefix names.
-        if ours == HEAD { [name, prefixed] } else { [prefixed, name] }
-    });
-    Some((rule.order, names.collect()))
+/// The rule for one of our tensors, and its names without a prefix.
+fn rule_of(family: &'static Family, ours: &str) -> Option<(&'static Rule, Vec<String>)> {
+    family.rules.iter().copied().flatten().find_map(|rule| Some((rule, rule.names(ours)?)))
 }
 
-fn source_shape(shape: &[usize], order: Order) -> Vec<usize> {
+/// A name with each prefix, the likeliest first.
+fn prefixed(family: &Family, ours: &str, name: &str) -> Vec<String> {
+    let mut names: Vec<_> = family.prefixes.iter().map(|prefix| format!("{prefix}{name}")).collect();
+    // The head stands outside the part that the prefix names.
+    names.insert(if ours.starts_with("head.") { 0 } else { names.len() }, name.into());
+    names
+}
+
+fn is_head(family: &'static Family, name: &str) -> bool {
+    let names = rule_of(family, HEAD).map(|(_, names)| names).unwrap_or_default();
+    names.iter().any(|head| prefixed(family, HEAD, head).iter().any(|n| n == name))
+}
+
+fn head_shape(spec: &Spec) -> [usize; 2] {
+    [spec.vocab_size, spec.embedding.dim.unwrap_or(spec.d_model)]
+}
+
+/// The shape of a source that has `rows` of our rows.
+fn source_shape(ours: &[usize], order: Order, rows: usize) -> Vec<usize> {
+    let mut shape = ours.to_vec();
     match order {
-        Order::Same | Order::FusedPerHead => shape.to_vec(),
-        Order::Transposed => shape.iter().rev().copied().collect(),
+        Order::Transposed => shape.reverse(),
+        Order::After(skipped) => shape[0] = rows + skipped,
+        Order::Same | Order::Grouped | Order::QueryKeyValue | Order::ByHead | Order::LessOne => shape[0] = rows,
     }
+    shape
 }
 
 fn check(weights: &Weights, name: &str, source: &SourceTensor, shape: &[usize]) -> Result<(), ConvertError> {

@@ -23,7 +23,7 @@ pub struct Plan {
     pub bits_per_weight: f64,
     /// Bytes of all source tensors that are read.
     pub source_bytes: u64,
-    /// Bytes of the largest source tensor: it is held in memory while it is converted.
+    /// Bytes of the largest tensor's sources: they are held in memory while it is converted.
     pub largest_source_bytes: u64,
 }
 

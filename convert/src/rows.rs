@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use tidbit_runtime::format::Stored;
 use tidbit_runtime::kernels::{Element, Layout, Source};
+use tidbit_runtime::spec::Attention;
 
 /// A tensor of the model. A vector has one column.
 pub(crate) trait Rows: Sync {
@@ -26,42 +27,75 @@ pub(crate) struct Scratch {
     pub(crate) starts: Vec<usize>,
 }
 
-/// A tensor of a checkpoint, in memory as it was in the file.
+/// A tensor of a checkpoint, in memory as it was in the file; or several, one after the other.
 pub(crate) struct SourceRows {
-    bytes: Buffer,
-    element: Element,
+    parts: Vec<Part>,
     order: Order,
     /// Rows of the whole matrix.
     rows: usize,
-    heads: usize,
-    path: PathBuf,
-    name: String,
+    n_heads: usize,
+    n_kv_heads: usize,
+    head_dim: usize,
     vector: bool,
 }
 
+/// A source tensor.
+struct Part {
+    bytes: Buffer,
+    element: Element,
+    /// How many of our rows it has.
+    rows: usize,
+    path: PathBuf,
+    name: String,
+}
+
 impl SourceRows {
-    /// A tensor that has been read.
-    pub(crate) fn new(weights: &Weights, mapped: &Mapped, heads: usize, bytes: Buffer) -> Self {
-        Self {
+    /// A tensor whose parts have been read.
+    pub(crate) fn new(weights: &Weights, mapped: &Mapped, attention: &Attention, parts: Vec<Buffer>) -> Self {
+        assert_eq!(parts.len(), mapped.parts.len(), "all parts of a tensor");
+        let part = |(bytes, part): (Buffer, &crate::mapping::Part)| Part {
             bytes,
-            element: element(mapped.source.dtype),
-            order: mapped.order,
+            element: element(part.source.dtype),
+            rows: part.rows,
+            path: weights.path_of(&part.source).into(),
+            name: part.name.clone(),
+        };
+        let vector = mapped.decl.shape.len() == 1;
+        Self {
+            parts: parts.into_iter().zip(&mapped.parts).map(part).collect(),
+            order: if vector && mapped.order == Order::Transposed { Order::Same } else { mapped.order },
             rows: mapped.decl.shape.first().copied().unwrap_or(1),
-            heads,
-            path: weights.path_of(&mapped.source).into(),
-            name: mapped.name.clone(),
-            vector: mapped.decl.shape.len() == 1,
+            n_heads: attention.n_heads,
+            n_kv_heads: attention.n_kv_heads,
+            head_dim: attention.head_dim,
+            vector,
         }
     }
 
-    /// The source's row that is our `row`.
-    fn source_row(&self, row: usize) -> usize {
+    /// The part that has our `row`, and its row there.
+    fn place(&self, row: usize) -> (usize, usize) {
         match self.order {
-            Order::Same | Order::Transposed => row,
-            Order::FusedPerHead => {
-                let head_dim = self.rows / (3 * self.heads);
-                let (part, head, dim) = (row / (self.heads * head_dim), row / head_dim % self.heads, row % head_dim);
-                (head * 3 + part) * head_dim + dim
+            Order::Same | Order::Transposed | Order::LessOne => (0, row),
+            Order::After(skipped) => (0, skipped + row),
+            Order::Grouped => {
+                let (head, dim) = (row / self.head_dim, row % self.head_dim);
+                let shared = self.n_heads / self.n_kv_heads;
+                // A group has its queries, a key and a value.
+                let (group, slot) = match head.checked_sub(self.n_heads) {
+                    None => (head / shared, head % shared),
+                    Some(other) => (other % self.n_kv_heads, shared + other / self.n_kv_heads),
+                };
+                (0, (group * (shared + 2) + slot) * self.head_dim + dim)
+            }
+            Order::QueryKeyValue | Order::ByHead => {
+                let mut row = row;
+                for (i, part) in self.parts.iter().enumerate() {
+                    match row.checked_sub(part.rows) {
+                        Some(later) => row = later,
+                        None => return (i, row),
+                    }
+                }
+                unreachable!("the parts have all rows");
             }
         }
     }
@@ -69,25 +103,44 @@ impl SourceRows {
 
 impl Rows for SourceRows {
     fn source<'a>(&'a self, rows: Range<usize>, cols: usize, scratch: &'a mut Scratch) -> Source<'a> {
-        let layout = if self.order == Order::Transposed {
-            Layout::Columns { first: rows.start, stride: self.rows }
-        } else {
-            scratch.starts.clear();
-            scratch.starts.extend(rows.map(|row| self.source_row(row) * cols));
-            Layout::Rows { starts: &scratch.starts }
-        };
-        Source { bytes: &self.bytes, element: self.element, layout }
+        let Scratch { values, starts } = scratch;
+        let (first, _) = self.place(rows.start);
+        let (last, _) = self.place(rows.end.max(1) - 1);
+        let part = &self.parts[first];
+        if self.order == Order::Transposed {
+            let layout = Layout::Columns { first: rows.start, stride: self.rows };
+            return Source { bytes: &part.bytes, element: part.element, layout };
+        }
+        starts.clear();
+        if first == last && self.order != Order::LessOne {
+            starts.extend(rows.map(|row| self.place(row).1 * cols));
+            return Source { bytes: &part.bytes, element: part.element, layout: Layout::Rows { starts } };
+        }
+        // Rows of several parts, or with something added: a copy.
+        let add = if self.order == Order::LessOne { 1.0 } else { 0.0 };
+        values.clear();
+        starts.extend((0..rows.len()).map(|row| row * cols));
+        for row in rows {
+            let (part, row) = self.place(row);
+            let Part { bytes, element, .. } = &self.parts[part];
+            let width = element.bytes();
+            let row = &bytes[row * cols * width..(row + 1) * cols * width];
+            values.extend(row.chunks_exact(width).map(|bytes| element.read(bytes) + add));
+        }
+        Source { bytes: bytemuck::must_cast_slice(values), element: Element::F32, layout: Layout::Rows { starts } }
     }
 
     fn refuse(&self, row: usize, col: usize, value: f32, stored: Stored) -> ConvertError {
-        let (row, col) = if self.order == Order::Transposed { (col, row) } else { (self.source_row(row), col) };
+        let (part, source_row) = self.place(row);
+        let (row, col) = if self.order == Order::Transposed { (col, row) } else { (source_row, col) };
         let place = if self.vector { format!("element {row}") } else { format!("row {row}, column {col}") };
         let reason = if value.is_finite() {
             format!("{place} is {value}, which cannot be stored as {stored}")
         } else {
             format!("{place} is {value}, expected a finite number")
         };
-        ConvertError::tensor(&self.path, &self.name, reason)
+        let Part { path, name, .. } = &self.parts[part];
+        ConvertError::tensor(path, name, reason)
     }
 }
 

@@ -8,6 +8,7 @@ use crate::Cancel;
 use crate::checkpoint::{SourceTensor, Weights, read_range};
 use crate::error::ConvertError;
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -25,16 +26,74 @@ const KEPT: usize = 1 << 20;
 
 /// A tensor that is wanted.
 pub(crate) struct Wanted<'a> {
-    /// What the receiver knows it by.
-    pub(crate) index: usize,
+    /// What the receiver knows it by: its group, and its number in it. All of a group are used together.
+    pub(crate) index: (usize, usize),
     pub(crate) name: &'a str,
     pub(crate) source: &'a SourceTensor,
 }
 
 /// A tensor that has been read.
 pub(crate) struct Loaded {
-    pub(crate) index: usize,
+    pub(crate) index: (usize, usize),
     pub(crate) bytes: Buffer,
+}
+
+/// In which order tensors are sent.
+pub(crate) struct Schedule<'a> {
+    /// With the file during whose pass it is.
+    order: Vec<(usize, Wanted<'a>)>,
+    /// How many are in each group.
+    group_sizes: BTreeMap<usize, usize>,
+    /// Bytes that must be in memory together.
+    most: u64,
+}
+
+impl<'a> Schedule<'a> {
+    /// The order of the files, in which tensors wait for the others of their group. Those that would have more wait than the
+    /// largest group has bytes are read a second time, when the last of their group comes: a file can have its tensors in
+    /// any order, and a hostile one would otherwise have all of them in memory.
+    pub(crate) fn new(files: &[PathBuf], weights: &Weights, mut wanted: Vec<Wanted<'a>>) -> Self {
+        let file = |w: &Wanted<'_>| files.iter().position(|path| path == weights.path_of(w.source)).unwrap_or(0);
+        wanted.sort_by_key(|w| (file(w), w.source.offset, w.index));
+        let bytes = |w: &Wanted<'_>| w.source.bytes().unwrap_or(0);
+        let (mut group_sizes, mut group_bytes, mut missing) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for w in &wanted {
+            *group_sizes.entry(w.index.0).or_default() += 1;
+            *missing.entry(w.index.0).or_insert(0usize) += 1;
+            *group_bytes.entry(w.index.0).or_insert(0) += bytes(w);
+        }
+        let largest = group_bytes.values().copied().max().unwrap_or(0);
+        let (mut order, mut late) = (Vec::new(), BTreeMap::<usize, Vec<Wanted<'_>>>::new());
+        let (mut held, mut held_of, mut most) = (0, BTreeMap::<usize, u64>::new(), 0);
+        for w in wanted {
+            let (group, at, length) = (w.index.0, file(&w), bytes(&w));
+            let left = missing.entry(group).or_default();
+            *left -= 1;
+            if *left > 0 {
+                if held + length > largest {
+                    late.entry(group).or_default().push(w);
+                    continue;
+                }
+                held += length;
+                *held_of.entry(group).or_default() += length;
+                most = most.max(held);
+            } else {
+                let late = late.remove(&group).unwrap_or_default();
+                let earlier = held_of.remove(&group).unwrap_or(0);
+                most = most.max(held - earlier + group_bytes.remove(&group).unwrap_or(0));
+                held -= earlier;
+                order.extend(late.into_iter().map(|w| (at, w)));
+            }
+            order.push((at, w));
+        }
+        Self { order, group_sizes, most }
+    }
+
+    /// Room for what must be in memory together, and some more.
+    pub(crate) fn room(&self) -> Arc<Room> {
+        let limit = self.most.saturating_add(AHEAD);
+        Arc::new(Room { state: Mutex::default(), freed: Condvar::new(), limit })
+    }
 }
 
 /// Memory for tensors on their way from the reader to the encoder.
@@ -60,11 +119,6 @@ impl State {
 }
 
 impl Room {
-    /// Room for one tensor of `largest` bytes, and some more.
-    pub(crate) fn new(largest: u64) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), freed: Condvar::new(), limit: largest.saturating_add(AHEAD) })
-    }
-
     /// No tensor is wanted any more.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
@@ -75,15 +129,17 @@ impl Room {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until there is room for `length` bytes. `None` when it has been closed.
-    fn take(self: &Arc<Self>, length: usize) -> Option<Result<Buffer, std::collections::TryReserveError>> {
+    /// Waits until there is room for `length` bytes. `None` when it has been closed. A tensor that waits for others gets an
+    /// `exact` buffer, so that no more is held than the schedule knows of.
+    fn take(self: &Arc<Self>, length: usize, exact: bool) -> Option<Result<Buffer, std::collections::TryReserveError>> {
         let mut state = self.lock();
         let bytes = loop {
             if state.closed {
                 return None;
             }
             // The smallest that fits, unless most of it would lie idle.
-            let fits = |b: &Vec<u8>| b.len() >= length && b.len() / 2 <= length;
+            let most = if exact { length } else { length.saturating_mul(2).saturating_add(1) };
+            let fits = |b: &Vec<u8>| (length..=most).contains(&b.len());
             let found = state.spare.iter().enumerate().filter(|(_, b)| fits(b)).min_by_key(|(_, b)| b.len());
             if let Some((i, _)) = found {
                 break state.spare.swap_remove(i);
@@ -133,24 +189,24 @@ impl Drop for Buffer {
     }
 }
 
-/// Reads `files` in order and sends every wanted tensor, in the order of the files. Returns the files' checksums.
+/// Reads `files` in order and sends every wanted tensor, in the order of the schedule. Returns the files' checksums.
 ///
 /// # Errors
 /// What is wrong with a file; [`ConvertError::Cancelled`] also when the room was closed or nobody receives.
 pub(crate) fn read(
     files: &[PathBuf],
     weights: &Weights,
-    mut wanted: Vec<Wanted<'_>>,
+    schedule: &Schedule<'_>,
     room: &Arc<Room>,
     send: &Sender<Result<Loaded, ConvertError>>,
     cancel: Cancel<'_>,
 ) -> Result<Vec<SourceFile>, ConvertError> {
-    wanted.sort_by_key(|w| (w.source.offset, w.index));
     let mut sources = Vec::new();
-    for path in files {
+    for (i, path) in files.iter().enumerate() {
         let mut pass = Pass::open(path, room, cancel)?;
-        for wanted in wanted.iter().filter(|w| weights.path_of(w.source) == path) {
-            let bytes = pass.tensor(wanted)?;
+        for (_, wanted) in schedule.order.iter().filter(|(file, _)| *file == i) {
+            let exact = schedule.group_sizes.get(&wanted.index.0).is_some_and(|n| *n > 1);
+            let bytes = pass.tensor(wanted, weights.path_of(wanted.source), exact)?;
             send.send(Ok(Loaded { index: wanted.index, bytes })).map_err(|_| ConvertError::Cancelled)?;
         }
         sources.push(pass.finish()?);
@@ -212,15 +268,15 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    fn tensor(&mut self, wanted: &Wanted<'_>) -> Result<Buffer, ConvertError> {
-        let error = |reason: String| ConvertError::tensor(self.path, wanted.name, reason);
+    fn tensor(&mut self, wanted: &Wanted<'_>, path: &Path, exact: bool) -> Result<Buffer, ConvertError> {
+        let error = |reason: String| ConvertError::tensor(path, wanted.name, reason);
         let length = wanted.source.bytes().ok_or_else(|| error("its size overflows".into()))?;
-        let room = self.room.take(length as usize).ok_or(ConvertError::Cancelled)?;
+        let room = self.room.take(length as usize, exact).ok_or(ConvertError::Cancelled)?;
         let mut buffer = room.map_err(|_| error(format!("cannot allocate {length} bytes")))?;
         let bytes = &mut buffer.bytes[..length as usize];
-        if wanted.source.offset < self.position {
-            // It shares bytes with a tensor that has passed.
-            bytes.copy_from_slice(&read_range(self.path, wanted.name, wanted.source.offset, length)?);
+        if path != self.path || wanted.source.offset < self.position {
+            // It comes late, or shares bytes with a tensor that has passed.
+            bytes.copy_from_slice(&read_range(path, wanted.name, wanted.source.offset, length)?);
             return Ok(buffer);
         }
         self.skip_to(wanted.source.offset)?;

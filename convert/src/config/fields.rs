@@ -19,15 +19,19 @@ pub(super) const HARMLESS: &[&str] = &[
     "bad_words_ids",
     "begin_suppress_tokens",
     "bos_token_id",
+    "cache_implementation",
     "chunk_size_feed_forward",
     "classifier_dropout",
     "cross_attention_hidden_size",
     "decoder_start_token_id",
     "diversity_penalty",
     "do_sample",
+    "dropout",
     "dtype",
     "early_stopping",
+    "emb_pdrop",
     "embd_pdrop",
+    "embed_dropout",
     "encoder_no_repeat_ngram_size",
     "exponential_decay_length_penalty",
     "finetuning_task",
@@ -37,9 +41,12 @@ pub(super) const HARMLESS: &[&str] = &[
     "hidden_dropout",
     "hidden_dropout_prob",
     "id2label",
+    "init_device",
+    "init_std",
     "initializer_range",
     "is_decoder",
     "label2id",
+    "layerdrop",
     "length_penalty",
     "max_length",
     "min_length",
@@ -60,6 +67,7 @@ pub(super) const HARMLESS: &[&str] = &[
     "problem_type",
     "remove_invalid_values",
     "repetition_penalty",
+    "resid_dropout",
     "resid_pdrop",
     "return_dict",
     "return_dict_in_generate",
@@ -75,6 +83,7 @@ pub(super) const HARMLESS: &[&str] = &[
     "tf_legacy_loss",
     "tie_encoder_decoder",
     "tokenizer_class",
+    "tokenizer_name",
     "top_k",
     "top_p",
     "torch_dtype",
@@ -84,6 +93,7 @@ pub(super) const HARMLESS: &[&str] = &[
     "unk_token_id",
     "use_bfloat16",
     "use_cache",
+    "verbose",
 ];
 
 /// Fields that change the result in some architecture, and the value at which they do not
@@ -103,6 +113,7 @@ pub(super) fn neutral_values(field: &str) -> Option<Value> {
         "rope_scaling"
         | "rope_parameters"
         | "rope_theta"
+        | "rope_local_base_freq"
         | "rotary_pct"
         | "rotary_emb_base"
         | "rotary_dim"
@@ -113,6 +124,9 @@ pub(super) fn neutral_values(field: &str) -> Option<Value> {
         | "window_size"
         | "layer_types"
         | "max_window_layers"
+        | "sliding_window_pattern"
+        | "use_bidirectional_attention"
+        | "use_mrope"
         | "num_key_value_heads"
         | "n_kv_heads"
         | "num_kv_heads"
@@ -124,6 +138,8 @@ pub(super) fn neutral_values(field: &str) -> Option<Value> {
         | "final_logit_softcapping"
         | "attn_logit_softcapping"
         | "attention_logit_cap"
+        | "query_pre_attn_scalar"
+        | "clip_qkv"
         | "parallel_attn"
         | "use_parallel_residual"
         | "parallel_residual"
@@ -131,10 +147,13 @@ pub(super) fn neutral_values(field: &str) -> Option<Value> {
         | "use_qk_norm"
         | "qk_norm"
         | "qkv_bias"
+        | "use_qkv_bias"
         | "attention_bias"
         | "mlp_bias"
         | "bias"
         | "use_bias"
+        | "enable_bias"
+        | "layer_norm_elementwise_affine"
         | "no_bias"
         | "norm_type"
         | "normalization"

@@ -1,17 +1,59 @@
 //! Families of checkpoints: what a `config.json` means, and which tensor is which.
 //!
 //! A family is one file: a function from config to [`Spec`], and one [`Rule`] per tensor. Adding one
-//! made of existing parts is that file and a line in [`FAMILIES`].
+//! made of existing parts is that file and a line in [`FAMILIES`]. What several families share is
+//! in `base` (sizes, heads, norms), `rotary` and `window`; `llama` has the rules of those like it.
 
+mod base;
+mod bloom;
+mod falcon;
+mod gemma;
+mod gemma2;
+mod gemma3;
 mod gpt2;
+mod gpt_neo;
+mod gptj;
+mod llama;
+mod mistral;
+mod mpt;
 mod neox;
+mod olmo;
+mod olmo2;
+mod opt;
+mod phi;
+mod qwen2;
+mod qwen3;
+mod rotary;
+mod stablelm;
+mod window;
 
 use crate::config::{Config, Leftover};
 use crate::error::{ConvertError, shown};
-use tidbit_runtime::spec::{Activation, Spec};
+use tidbit_runtime::spec::Spec;
 
 /// Every family that is understood.
-static FAMILIES: [&Family; 2] = [&gpt2::FAMILY, &neox::FAMILY];
+static FAMILIES: &[&Family] = &[
+    &gpt2::FAMILY,
+    &neox::FAMILY,
+    &gpt_neo::FAMILY,
+    &gptj::FAMILY,
+    &opt::FAMILY,
+    &bloom::FAMILY,
+    &mpt::FAMILY,
+    &falcon::FAMILY,
+    &phi::FAMILY,
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &gemma::FAMILY,
+    &gemma2::FAMILY,
+    &gemma3::TEXT,
+    &gemma3::TEXT_AND_IMAGE,
+    &olmo::FAMILY,
+    &olmo2::FAMILY,
+    &stablelm::FAMILY,
+];
 
 /// More layers than any model has: keeps a hostile config from asking for absurd memory.
 const MAX_LAYERS: usize = 1 << 14;
@@ -23,41 +65,85 @@ pub(crate) struct Family {
     pub(crate) model_type: &'static str,
     /// `architectures` in the config.
     pub(crate) architectures: &'static [&'static str],
-    /// In front of tensor names in checkpoints with a head; optional.
-    pub(crate) prefix: &'static str,
+    /// In front of tensor names in checkpoints with a head, most common first; optional.
+    pub(crate) prefixes: &'static [&'static str],
     /// Reads the config.
     spec: fn(&Config) -> Result<Spec, ConvertError>,
-    /// One per tensor.
-    pub(crate) rules: &'static [Rule],
-    /// Tensors that hold no weights (masks, frequencies); `{}` stands for a layer's number.
-    pub(crate) buffers: &'static [&'static str],
+    /// Where tensors come from; the first rule that fits counts.
+    pub(crate) rules: &'static [&'static [Rule]],
+    /// Tensors that are not read: without weights (masks, frequencies), or of another part of the model.
+    /// `{}` stands for a layer's number; one that ends with a dot stands for all that begin so.
+    pub(crate) unread: &'static [&'static str],
 }
 
-/// Where one of our tensors comes from. `{}` stands for a layer's number.
+/// Where one of our tensors comes from. `{}` stands for a layer's number, `*` at the end for `weight` or `bias`.
 #[derive(Debug)]
 pub(crate) struct Rule {
     /// Its name in the model file.
     pub(crate) ours: &'static str,
-    /// Its names in checkpoints.
+    /// Its names in checkpoints: one of them, or where the order says so all.
     pub(crate) theirs: &'static [&'static str],
     /// How its rows lie there.
     pub(crate) order: Order,
 }
 
-/// How the rows of a source tensor lie, compared with ours `[out, in]`.
+/// How the rows of source tensors lie, compared with ours `[out, in]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
     /// The same way.
     Same,
     /// `[in, out]` (GPT-2's `Conv1D`).
     Transposed,
-    /// Query, key and value rows of each head together: `[head, 3, head_dim]`, ours is
-    /// `[3, head, head_dim]`.
-    FusedPerHead,
+    /// Queries, key and value of each key head together: `[n_kv_heads, n_heads / n_kv_heads + 2, head_dim]`.
+    /// Ours has all queries, then all keys, then all values.
+    Grouped,
+    /// Three tensors: queries, keys, values.
+    QueryKeyValue,
+    /// A tensor for each head, whose number stands for `{h}`.
+    ByHead,
+    /// So many rows come first that are not used.
+    After(usize),
+    /// A gain from which 1 was subtracted.
+    LessOne,
+}
+
+/// One of the names, the same order.
+const fn same(ours: &'static str, theirs: &'static [&'static str]) -> Rule {
+    rule(ours, theirs, Order::Same)
 }
 
 const fn rule(ours: &'static str, theirs: &'static [&'static str], order: Order) -> Rule {
     Rule { ours, theirs, order }
+}
+
+impl Rule {
+    /// The names in checkpoints of our tensor `ours`, without the prefix, if this rule is about it.
+    pub(crate) fn names(&self, ours: &str) -> Option<Vec<String>> {
+        let (pattern, kind) = match self.ours.strip_suffix('*') {
+            Some(pattern) => {
+                let kind = ["weight", "bias"].into_iter().find(|kind| ours.ends_with(kind))?;
+                (pattern, kind)
+            }
+            None => (self.ours, ""),
+        };
+        let layer = layer_of(pattern, ours.strip_suffix(kind)?)?;
+        let name = |theirs: &&str| {
+            let stem = theirs.strip_suffix('*').map_or_else(|| (*theirs).to_string(), |stem| format!("{stem}{kind}"));
+            stem.replacen("{}", layer, 1)
+        };
+        Some(self.theirs.iter().map(name).collect())
+    }
+}
+
+impl Family {
+    /// Whether a tensor is known and not read.
+    pub(crate) fn leaves_out(&self, name: &str) -> bool {
+        let bare = self.prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name);
+        self.unread.iter().any(|pattern| match pattern.strip_suffix('.') {
+            Some(_) => name.starts_with(pattern),
+            None => layer_of(pattern, bare).is_some(),
+        })
+    }
 }
 
 /// Every family that is understood: its `model_type` and its `architectures`.
@@ -77,7 +163,7 @@ pub(crate) struct Described {
 pub(crate) fn read_config(file: &str, json: &[u8]) -> Result<Described, ConvertError> {
     let config = Config::parse(file, json)?;
     let family = find(&config)?;
-    let spec = (family.spec)(&config)?;
+    let spec = Spec { family: family.model_type.into(), ..(family.spec)(&config)? };
     if spec.n_layers > MAX_LAYERS {
         return Err(config.error(format!("{} layers, expected at most {MAX_LAYERS}", spec.n_layers)));
     }
@@ -113,37 +199,6 @@ fn find(config: &Config) -> Result<&'static Family, ConvertError> {
     Ok(family)
 }
 
-/// Reads an activation's name.
-fn activation(config: &Config, field: &str, default: &str) -> Result<Activation, ConvertError> {
-    let name = config.text(field)?;
-    Ok(match name.as_deref().unwrap_or(default) {
-        "gelu" | "gelu_python" => Activation::GeluErf,
-        "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_accurate" | "gelu_python_tanh" => Activation::GeluTanh,
-        "quick_gelu" => Activation::GeluQuick,
-        "relu" => Activation::Relu,
-        "relu2" => Activation::ReluSquared,
-        "silu" | "swish" => Activation::Silu,
-        "tanh" => Activation::Tanh,
-        _ => {
-            let expected = "one of: gelu, gelu_python, gelu_new, gelu_fast, gelu_pytorch_tanh, gelu_accurate, \
-                            gelu_python_tanh, quick_gelu, relu, relu2, silu, swish, tanh";
-            return Err(config.refuse(field, expected));
-        }
-    })
-}
-
-/// Width of a head; `fields` name the width of the model and the number of heads in messages.
-fn head_dim(config: &Config, width: usize, heads: usize, fields: [&str; 2]) -> Result<usize, ConvertError> {
-    if !width.is_multiple_of(heads) {
-        return Err(config.error(format!("`{}` {width} is not a multiple of `{}` {heads}", fields[0], fields[1])));
-    }
-    let head_dim = width / heads;
-    // Families of plain multi-head attention have no such fields; a value that says the same is harmless.
-    config.expect_size(&["num_key_value_heads", "n_kv_heads", "num_kv_heads"], heads, "as many as query heads")?;
-    config.expect_size(&["head_dim"], head_dim, "width divided by heads")?;
-    Ok(head_dim)
-}
-
 /// The layer's number in `name`, when it is `pattern` with a number for `{}`; empty when the pattern has
 /// none.
 pub(crate) fn layer_of<'a>(pattern: &str, name: &'a str) -> Option<&'a str> {
@@ -166,12 +221,22 @@ mod tests {
     }
 
     #[test]
+    fn rules_name_weights_and_biases() {
+        let rule = rule("layers.{}.attn.qkv.*", &["h.{}.q.*", "h.{}.v.*"], Order::QueryKeyValue);
+        assert_eq!(rule.names("layers.3.attn.qkv.bias").unwrap(), ["h.3.q.bias", "h.3.v.bias"]);
+        assert_eq!(rule.names("layers.3.attn.qkv.weight").unwrap(), ["h.3.q.weight", "h.3.v.weight"]);
+        assert!(rule.names("layers.3.attn.out.weight").is_none());
+        assert!(rule.names("layers.3.attn.qkv.scale").is_none());
+        assert_eq!(same("embed.tokens", &["wte.weight"]).names("embed.tokens").unwrap(), ["wte.weight"]);
+    }
+
+    #[test]
     fn unsupported_architectures_name_the_supported_ones() {
         for (json, expected) in [
-            (r#"{"model_type": "llama"}"#, "`model_type` is \"llama\", expected one of: gpt2, gpt_neox"),
+            (r#"{"model_type": "mamba"}"#, "`model_type` is \"mamba\", expected one of: gpt2, gpt_neox"),
             (
-                r#"{"model_type": "opt", "architectures": ["OPTForCausalLM"]}"#,
-                "architecture OPTForCausalLM (`model_type` opt) is not supported, expected one of: gpt2, gpt_neox",
+                r#"{"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}"#,
+                "architecture MixtralForCausalLM (`model_type` mixtral) is not supported, expected one of: gpt2, gpt_neox",
             ),
             (r#"{"architectures": ["X"]}"#, "`architectures` is [\"X\"], expected GPT2LMHeadModel"),
             (
