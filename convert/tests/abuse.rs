@@ -151,10 +151,6 @@ fn rejects_heads_that_contradict_the_config() {
     fake.set("tie_word_embeddings", json!(false));
     assert_names(&after(&fake, |_| {}), &["`lm_head.weight`: missing", "`tie_word_embeddings` is false"]);
     let mut fake = Fake::gpt2();
-    let mut head = fake.tensors["transformer.wte.weight"].clone();
-    head.bytes[4 * (3 * D + 5)] ^= 1;
-    fake.tensors.insert("lm_head.weight".into(), head);
-    assert_names(&after(&fake, |_| {}), &["`tie_word_embeddings` is true, but row 3, column 5 is"]);
     fake.tensors.insert("lm_head.weight".into(), Tensor::new(&[VOCAB, D + 1], |_| 0.0));
     assert_names(&after(&fake, |_| {}), &["`lm_head.weight`: expected shape [37, 12]", "found [37, 13]"]);
 }

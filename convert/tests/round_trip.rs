@@ -160,6 +160,62 @@ fn heads_may_be_tied_or_not_in_both_families() {
 }
 
 #[test]
+fn tied_heads_that_differ_are_both_kept_and_pointed_out() {
+    let mut fake = Fake::gpt2();
+    let mut head = fake.tensors["transformer.wte.weight"].clone();
+    head.bytes[4 * (3 * D + 5)] ^= 1;
+    fake.tensors.insert("lm_head.weight".into(), head);
+    assert_eq!(assert_converts(&fake).spec().head, Head::Untied);
+    let folder = tempfile::tempdir().unwrap();
+    fake.write(folder.path());
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let warning = &checkpoint.warnings()[0];
+    assert!(warning.contains("`tie_word_embeddings` is true, but row 3, column 5 of `lm_head.weight` is"), "{warning}");
+    assert!(warning.ends_with("in `transformer.wte.weight`: both are used"), "{warning}");
+}
+
+#[test]
+fn one_of_two_tied_tensors_serves_as_both() {
+    let mut fake = Fake::gpt2();
+    let folder = tempfile::tempdir().unwrap();
+    fake.rename("transformer.wte.weight", "lm_head.weight");
+    fake.write(folder.path());
+    let (file, _) = converted(folder.path(), QuantType::F32).unwrap();
+    assert_eq!(file.spec().head, Head::Tied);
+    assert_eq!(values(&file, "embed.tokens"), fake.tensors["lm_head.weight"].values());
+
+    // Not where they are two.
+    fake.set("tie_word_embeddings", json!(false)).write(folder.path());
+    let message = failure(folder.path());
+    assert!(message.contains("`transformer.wte.weight`: missing, expected shape [37, 12]"), "{message}");
+}
+
+#[test]
+fn parts_of_a_tensor_may_lie_in_two_files() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/families/llama-bias");
+    let (file, _) = converted(&folder, QuantType::F32).unwrap();
+    // Every second tensor in another file.
+    let source = read_safetensors(&[folder.join("model.safetensors")]);
+    let apart = tempfile::tempdir().unwrap();
+    std::fs::copy(folder.join("config.json"), apart.path().join("config.json")).unwrap();
+    let (mut a, mut b) = (Tensors::new(), Tensors::new());
+    let mut map = serde_json::Map::new();
+    for (i, (name, tensor)) in source.iter().enumerate() {
+        let (shard, file) = if i % 2 == 0 { (&mut a, "a.safetensors") } else { (&mut b, "b.safetensors") };
+        shard.insert(name.clone(), tensor.clone());
+        map.insert(name.clone(), json!(file));
+    }
+    write_safetensors(&apart.path().join("a.safetensors"), &a);
+    write_safetensors(&apart.path().join("b.safetensors"), &b);
+    let index = json!({ "metadata": {}, "weight_map": map });
+    std::fs::write(apart.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+    let (other, _) = converted(apart.path(), QuantType::F32).unwrap();
+    for decl in file.spec().tensors() {
+        assert!(values(&file, &decl.name) == values(&other, &decl.name), "{}", decl.name);
+    }
+}
+
+#[test]
 fn half_precision_and_shards_are_read() {
     for dtype in [Dtype::F16, Dtype::BF16] {
         let mut fake = Fake::neox();
