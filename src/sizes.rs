@@ -95,7 +95,7 @@ pub(crate) fn parameters(spec: &Spec) -> (u64, u64) {
     let tensors = spec.tensors();
     let sum =
         |keep: fn(&Role) -> bool| tensors.iter().filter(|t| keep(&t.role)).map(TensorDecl::len).map(|n| n as u64).sum();
-    (sum(|_| true), sum(|role| matches!(role, Role::Projection | Role::Vector)))
+    (sum(|_| true), sum(|role| matches!(role, Role::Projection | Role::Router | Role::Vector)))
 }
 
 #[cfg(test)]

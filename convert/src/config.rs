@@ -133,6 +133,13 @@ impl Config {
         self.one_of(&[name], "a whole number", read)
     }
 
+    /// A list of whole numbers; empty when missing or null.
+    pub(crate) fn counts(&self, name: &str) -> Result<Vec<usize>, ConvertError> {
+        let one = |v: &Value| v.as_u64().filter(|&n| n <= 1 << 32).map(|n| n as usize);
+        let read = |v: &Value| v.as_array()?.iter().map(one).collect();
+        Ok(self.one_of(&[name], "a list of whole numbers", read)?.unwrap_or_default())
+    }
+
     /// A positive number; `default` when missing, `None` when null.
     pub(crate) fn optional(&self, name: &str, default: f64) -> Result<Option<f32>, ConvertError> {
         let value = if self.has(name) { self.positive(&[name])? } else { Some(default) };

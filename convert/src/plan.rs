@@ -50,7 +50,7 @@ fn stored(role: Role, quant: QuantType) -> Stored {
     match (role, quant) {
         (Role::Vector, _) => Stored::Vector,
         (_, F32 | F16) | (Role::Projection, Q8 | Q4) => Stored::Matrix(quant),
-        (Role::Positions, Q8 | Q4) => Stored::Matrix(F16),
+        (Role::Positions | Role::Router, Q8 | Q4) => Stored::Matrix(F16),
         (Role::Embedding | Role::Head, Q8 | Q4) => Stored::Matrix(Q8),
     }
 }

@@ -2,10 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-use crate::backend::{Backend, Epilogue, Part};
+use crate::backend::{Backend, Chosen, Epilogue, Part};
 use crate::error::SessionError;
-use crate::model::{Layer, Linear, Model, NormWeights};
-use crate::spec::{Place, Position, Residual, Spec};
+use crate::model::{FeedForward, Layer, Linear, Mlp, Model, NormWeights};
+use crate::spec::{Experts, Place, Position, Residual, Spec};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,6 +25,21 @@ pub struct Activations<B: Backend> {
     attended: B::Buffer,
     /// Inside the feed-forward network, `[tokens, ffn_dim]`.
     inner: B::Buffer,
+    experts: Option<ExpertActivations<B>>,
+}
+
+/// The activations of tokens that take different experts.
+struct ExpertActivations<B: Backend> {
+    /// What a router says, `[tokens, experts]`.
+    scores: B::Buffer,
+    /// What the shared expert's says, `[tokens, 1]`.
+    shared_score: B::Buffer,
+    /// Inside an expert, `[tokens, ffn_dim]` of experts.
+    inner: B::Buffer,
+    /// Inside the shared one.
+    shared_inner: B::Buffer,
+    /// What one of them makes, `[tokens, d_model]`.
+    out: B::Buffer,
 }
 
 impl<B: Backend> Activations<B> {
@@ -43,14 +58,30 @@ impl<B: Backend> Activations<B> {
             qkv: buffer(a.qkv_rows())?,
             attended: buffer(a.n_heads * a.head_dim)?,
             inner: buffer(spec.mlp.ffn_dim)?,
+            experts: match &spec.mlp.experts {
+                None => None,
+                Some(experts) => Some(ExpertActivations {
+                    scores: buffer(experts.count)?,
+                    shared_score: buffer(1)?,
+                    inner: buffer(experts.ffn_dim)?,
+                    shared_inner: buffer(experts.shared_dim.unwrap_or(1))?,
+                    out: buffer(spec.d_model)?,
+                }),
+            },
         })
     }
 
     /// f32 elements of a batch of `max_tokens`, for an estimate of memory.
     pub fn elements(spec: &Spec, max_tokens: usize) -> usize {
         let a = &spec.attention;
+        let experts = |e: &Experts| e.count + 1 + e.ffn_dim + e.shared_dim.unwrap_or(1) + spec.d_model;
         max_tokens
-            * (3 * spec.d_model + narrow(spec).unwrap_or(0) + a.qkv_rows() + a.n_heads * a.head_dim + spec.mlp.ffn_dim)
+            * (spec.mlp.experts.as_ref().map_or(0, experts)
+                + 3 * spec.d_model
+                + narrow(spec).unwrap_or(0)
+                + a.qkv_rows()
+                + a.n_heads * a.head_dim
+                + spec.mlp.ffn_dim)
     }
 }
 
@@ -172,18 +203,71 @@ fn feed_forward<B: Backend>(
         }
         (_, None) => &acts.x,
     };
-    let activate = Epilogue::Activate(spec.mlp.activation);
-    if let Some(gate) = &layer.gate {
-        backend.linear(gate, input, all.clone(), activate, &mut acts.inner);
-        backend.linear(&layer.up, input, all.clone(), Epilogue::Multiply, &mut acts.inner);
-    } else {
-        backend.linear(&layer.up, input, all.clone(), activate, &mut acts.inner);
-    }
+    let network = match (&layer.mlp, &mut acts.experts) {
+        (Mlp::One(network), _) => network,
+        (Mlp::Experts { router, experts, shared }, Some(room)) => {
+            // Sequential, norms before: `mlp_in` is the input, and `attn_in` is free.
+            let buffers = (&acts.mlp_in, &mut acts.attn_in, room, &mut acts.x);
+            return mixture(backend, spec, (router, experts, shared.as_ref()), buffers, all);
+        }
+        (Mlp::Experts { .. }, None) => unreachable!("there is room where the spec has experts"),
+    };
+    enter(backend, spec, network, (input, all.clone()), &mut acts.inner);
     if spec.residual == Residual::FromNorm {
         std::mem::swap(&mut acts.x, &mut acts.mlp_in);
     }
     let free = (&mut acts.attn_in, &mut acts.mlp_in);
-    join(backend, spec, (&layer.down, &acts.inner, all), layer.mlp_post_norm.as_ref(), free, &mut acts.x);
+    join(backend, spec, (&network.down, &acts.inner, all), layer.mlp_post_norm.as_ref(), free, &mut acts.x);
+}
+
+/// The first half of a feed-forward network.
+fn enter<B: Backend>(
+    backend: &mut B,
+    spec: &Spec,
+    network: &FeedForward,
+    (input, tokens): (&B::Buffer, Range<usize>),
+    inner: &mut B::Buffer,
+) {
+    let activate = Epilogue::Activate(spec.mlp.activation);
+    if let Some(gate) = &network.gate {
+        backend.linear(gate, input, tokens.clone(), activate, inner);
+        backend.linear(&network.up, input, tokens, Epilogue::Multiply, inner);
+    } else {
+        backend.linear(&network.up, input, tokens, activate, inner);
+    }
+}
+
+/// Adds to the residual stream `x` what the experts make of each token that takes them. Those that none takes are not read.
+fn mixture<B: Backend>(
+    backend: &mut B,
+    spec: &Spec,
+    (router, experts, shared): (&Linear, &[FeedForward], Option<&(FeedForward, Linear)>),
+    (input, gathered, room, x): (&B::Buffer, &mut B::Buffer, &mut ExpertActivations<B>, &mut B::Buffer),
+    all: Range<usize>,
+) {
+    let Some(about) = &spec.mlp.experts else { return };
+    backend.linear(router, input, all.clone(), Epilogue::Store, &mut room.scores);
+    let chosen = backend.choose(&room.scores, all.len(), (about.used, about.renormalized));
+    for (expert, network) in experts.iter().enumerate() {
+        let of_it = chosen.iter().filter(|c| c.expert == expert);
+        let rows: Vec<(usize, f32)> = of_it.map(|&Chosen { row, weight, .. }| (row, weight)).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        backend.gather(input, &rows, gathered);
+        enter(backend, spec, network, (gathered, 0..rows.len()), &mut room.inner);
+        backend.linear(&network.down, &room.inner, 0..rows.len(), Epilogue::Store, &mut room.out);
+        backend.scatter(&room.out, &rows, x);
+    }
+    if let Some((network, router)) = shared {
+        backend.linear(router, input, all.clone(), Epilogue::Store, &mut room.shared_score);
+        enter(backend, spec, network, (input, all.clone()), &mut room.shared_inner);
+        backend.linear(&network.down, &room.shared_inner, all.clone(), Epilogue::Store, &mut room.out);
+        let sigmoid = |x: f32| 1.0 / (1.0 + libm::expf(-x));
+        let score = |row| backend.read(&room.shared_score, row).first().copied().unwrap_or(0.0);
+        let rows: Vec<(usize, f32)> = all.map(|row| (row, sigmoid(score(row)))).collect();
+        backend.scatter(&room.out, &rows, x);
+    }
 }
 
 /// Adds a projection to the residual stream `x`, with the norm that stands behind it, if one does.

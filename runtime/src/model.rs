@@ -54,14 +54,35 @@ pub struct Layer {
     pub attn_post_norm: Option<NormWeights>,
     /// Before the feed-forward network.
     pub mlp_norm: Option<NormWeights>,
+    /// The feed-forward network, or several.
+    pub mlp: Mlp,
+    /// Behind the feed-forward network.
+    pub mlp_post_norm: Option<NormWeights>,
+}
+
+/// The feed-forward part of a block.
+pub enum Mlp {
+    /// One network.
+    One(FeedForward),
+    /// Some of several for each token.
+    Experts {
+        /// `[experts, d_model]`.
+        router: Linear,
+        /// All of them.
+        experts: Vec<FeedForward>,
+        /// One for all tokens, and `[1, d_model]` to weigh it.
+        shared: Option<(FeedForward, Linear)>,
+    },
+}
+
+/// A feed-forward network.
+pub struct FeedForward {
     /// `[ffn_dim, d_model]`.
     pub gate: Option<Linear>,
     /// `[ffn_dim, d_model]`.
     pub up: Linear,
     /// `[d_model, ffn_dim]`.
     pub down: Linear,
-    /// Behind the feed-forward network.
-    pub mlp_post_norm: Option<NormWeights>,
 }
 
 /// `x wᵀ + bias`.
@@ -170,6 +191,31 @@ impl Weights {
             let queries = norm(&format!("{name}.q_norm"), qk.trained, dim(a.n_heads))?;
             Ok::<_, FormatError>(Some([queries, norm(&format!("{name}.k_norm"), qk.trained, dim(a.n_kv_heads))?]))
         };
+        let feed_forward = |name: &str| {
+            let bias = spec.mlp.bias;
+            Ok::<_, FormatError>(FeedForward {
+                gate: linear_if(spec.mlp.gated, &format!("{name}.gate"), bias)?,
+                up: linear(&format!("{name}.up"), bias)?,
+                down: linear(&format!("{name}.down"), bias)?,
+            })
+        };
+        let mlp = |i: usize| {
+            let name = format!("layers.{i}.mlp");
+            let Some(experts) = spec.mlp.experts_of(i) else { return feed_forward(&name).map(Mlp::One) };
+            let shared = || {
+                Ok::<_, FormatError>((
+                    feed_forward(&format!("{name}.shared"))?,
+                    linear(&format!("{name}.shared_router"), false)?,
+                ))
+            };
+            Ok(Mlp::Experts {
+                router: linear(&format!("{name}.router"), false)?,
+                experts: (0..experts.count)
+                    .map(|e| feed_forward(&format!("{name}.experts.{e}")))
+                    .collect::<Result<_, _>>()?,
+                shared: experts.shared_dim.map(|_| shared()).transpose()?,
+            })
+        };
         let layer = |i: usize| {
             let two = spec.residual != Residual::ParallelOneNorm;
             Ok::<_, FormatError>(Layer {
@@ -179,9 +225,7 @@ impl Weights {
                 attn_out: linear(&format!("layers.{i}.attn.out"), a.out_bias)?,
                 attn_post_norm: norm_if(place.behind(), &format!("layers.{i}.attn_post_norm"))?,
                 mlp_norm: norm_if(place.before() && two, &format!("layers.{i}.mlp_norm"))?,
-                gate: linear_if(spec.mlp.gated, &format!("layers.{i}.mlp.gate"), spec.mlp.bias)?,
-                up: linear(&format!("layers.{i}.mlp.up"), spec.mlp.bias)?,
-                down: linear(&format!("layers.{i}.mlp.down"), spec.mlp.bias)?,
+                mlp: mlp(i)?,
                 mlp_post_norm: norm_if(place.behind(), &format!("layers.{i}.mlp_post_norm"))?,
             })
         };

@@ -92,6 +92,7 @@ pub(super) fn start(config: &Config, fields: &Fields) -> Result<Spec, ConvertErr
             activation: activation(config, fields.activation.0, fields.activation.1)?,
             bias: true,
             gated: false,
+            experts: None,
         },
         residual: Residual::Sequential,
         final_norm: true,

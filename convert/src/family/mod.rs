@@ -15,6 +15,7 @@ mod gpt_neo;
 mod gptj;
 mod llama;
 mod mistral;
+mod mixtral;
 mod mpt;
 mod neox;
 mod olmo;
@@ -22,7 +23,9 @@ mod olmo2;
 mod opt;
 mod phi;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod rotary;
 mod stablelm;
 mod window;
@@ -44,8 +47,11 @@ static FAMILIES: &[&Family] = &[
     &phi::FAMILY,
     &llama::FAMILY,
     &mistral::FAMILY,
+    &mixtral::FAMILY,
     &qwen2::FAMILY,
+    &qwen2_moe::FAMILY,
     &qwen3::FAMILY,
+    &qwen3_moe::FAMILY,
     &gemma::FAMILY,
     &gemma2::FAMILY,
     &gemma3::TEXT,
@@ -76,7 +82,8 @@ pub(crate) struct Family {
     pub(crate) unread: &'static [&'static str],
 }
 
-/// Where one of our tensors comes from. `{}` stands for a layer's number, `*` at the end for `weight` or `bias`.
+/// Where one of our tensors comes from. `{}` stands for a layer's number, `{e}` for an expert's, `*` at the end for `weight` or
+/// `bias`.
 #[derive(Debug)]
 pub(crate) struct Rule {
     /// Its name in the model file.
@@ -126,10 +133,10 @@ impl Rule {
             }
             None => (self.ours, ""),
         };
-        let layer = layer_of(pattern, ours.strip_suffix(kind)?)?;
+        let [layer, expert] = numbers_of(pattern, ours.strip_suffix(kind)?)?;
         let name = |theirs: &&str| {
             let stem = theirs.strip_suffix('*').map_or_else(|| (*theirs).to_string(), |stem| format!("{stem}{kind}"));
-            stem.replacen("{}", layer, 1)
+            stem.replacen("{}", layer, 1).replacen("{e}", expert, 1)
         };
         Some(self.theirs.iter().map(name).collect())
     }
@@ -207,6 +214,15 @@ pub(crate) fn layer_of<'a>(pattern: &str, name: &'a str) -> Option<&'a str> {
     (!number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())).then_some(number)
 }
 
+/// The layer's number, and the expert's that `{e}` stands for; empty where the pattern has none.
+fn numbers_of<'a>(pattern: &str, name: &'a str) -> Option<[&'a str; 2]> {
+    let Some((before, after)) = pattern.split_once("{e}") else { return Some([layer_of(pattern, name)?, ""]) };
+    let rest = name.strip_suffix(after)?;
+    let stem = rest.trim_end_matches(|c: char| c.is_ascii_digit());
+    let expert = rest.get(stem.len()..).filter(|expert| !expert.is_empty())?;
+    Some([layer_of(before, stem)?, expert])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,8 +251,8 @@ mod tests {
         for (json, expected) in [
             (r#"{"model_type": "mamba"}"#, "`model_type` is \"mamba\", expected one of: gpt2, gpt_neox"),
             (
-                r#"{"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}"#,
-                "architecture MixtralForCausalLM (`model_type` mixtral) is not supported, expected one of: gpt2, gpt_neox",
+                r#"{"model_type": "xlstm", "architectures": ["XlstmForCausalLM"]}"#,
+                "architecture XlstmForCausalLM (`model_type` xlstm) is not supported, expected one of: gpt2, gpt_neox",
             ),
             (r#"{"architectures": ["X"]}"#, "`architectures` is [\"X\"], expected GPT2LMHeadModel"),
             (

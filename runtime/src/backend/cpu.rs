@@ -1,6 +1,6 @@
 //! The processor: kernels spread over a pool of threads.
 
-use super::{Backend, CacheType, Epilogue, Part};
+use super::{Backend, CacheType, Chosen, Epilogue, Part};
 use crate::error::SessionError;
 use crate::kernels::{Kernels, Scoring};
 use crate::kv_cache::{self, KvCache};
@@ -28,7 +28,7 @@ impl Cpu {
     /// # Errors
     /// When threads cannot be started.
     pub fn new(kernels: Kernels, n_threads: usize, spec: &Spec, max_tokens: usize) -> Result<Self, SessionError> {
-        let widest = spec.d_model.max(spec.mlp.ffn_dim).max(spec.attention.n_heads * spec.attention.head_dim);
+        let widest = spec.d_model.max(spec.mlp.widest()).max(spec.attention.n_heads * spec.attention.head_dim);
         let window = spec.attention.window.as_ref().and_then(|w| w.rotary.as_ref());
         let rotaries = match &spec.position {
             Position::Rotary(rotary) => vec![rotary],
@@ -133,6 +133,24 @@ impl Backend for Cpu {
         ops::matmul(device, &mut self.scratch, (&linear.weight, linear.bias.as_deref()), (x, tokens), epilogue, out);
     }
 
+    fn choose(&self, scores: &Buffer, n_tokens: usize, (used, renormalized): (usize, bool)) -> Vec<Chosen> {
+        (0..n_tokens).flat_map(|row| choose(row, scores.row(row), used, renormalized)).collect()
+    }
+
+    fn gather(&mut self, x: &Buffer, rows: &[(usize, f32)], out: &mut Buffer) {
+        ops::each_row(&mut self.pool, (out, rows.len()), &|i, out| {
+            let (row, _) = rows[i];
+            out.copy_from_slice(x.rows(row..row + 1));
+        });
+    }
+
+    fn scatter(&mut self, x: &Buffer, rows: &[(usize, f32)], out: &mut Buffer) {
+        for (i, &(row, weight)) in rows.iter().enumerate() {
+            let sums = out.rows_mut(row..row + 1);
+            sums.iter_mut().zip(x.row(i)).for_each(|(sum, x)| *sum = weight.mul_add(*x, *sum));
+        }
+    }
+
     fn rotate(&mut self, rotary: &Rotary, x: &mut Buffer, positions: &[usize], n_heads: usize, head_dim: usize) {
         let rotation = self.rotations.iter_mut().find(|r| r.rotary() == rotary).expect("one of the model's");
         rotation.prepare(positions);
@@ -167,6 +185,18 @@ impl Backend for Cpu {
     fn read<'a>(&self, buffer: &'a Buffer, row: usize) -> &'a [f32] {
         buffer.row(row)
     }
+}
+
+/// The experts that a row of scores likes best: softmax over all of them, equal ones in order of their numbers.
+fn choose(row: usize, scores: &[f32], used: usize, renormalized: bool) -> Vec<Chosen> {
+    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    // `libm`, because the system's functions differ between systems in the last digit.
+    let likes: Vec<f32> = scores.iter().map(|s| libm::expf(s - largest)).collect();
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| likes[b].total_cmp(&likes[a]));
+    order.truncate(used);
+    let among: f32 = if renormalized { order.iter().map(|&e| likes[e]).sum() } else { likes.iter().sum() };
+    order.into_iter().map(|expert| Chosen { row, expert, weight: likes[expert] / among }).collect()
 }
 
 /// The slopes of `n_heads` heads.

@@ -18,6 +18,17 @@ use crate::quant::Matrix;
 use crate::spec::{NormKind, Rotary, Spec};
 use std::ops::Range;
 
+/// An expert that a token takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Chosen {
+    /// The token's row.
+    pub row: usize,
+    /// The expert.
+    pub expert: usize,
+    /// What it is multiplied by.
+    pub weight: f32,
+}
+
 /// A device. `positions` are where the rows of a batch stand in the text.
 pub trait Backend {
     /// Activations `[tokens, cols]` on the device.
@@ -75,6 +86,16 @@ pub trait Backend {
 
     /// Normalizes queries and keys in the first `n_tokens` rows of `qkv`.
     fn norm_heads(&mut self, spec: &Spec, weights: &[NormWeights; 2], qkv: &mut Self::Buffer, n_tokens: usize);
+
+    /// The `used` experts that each of the first `n_tokens` rows of `scores` likes best, with their probabilities, which are
+    /// divided by their sum if so asked. In order of the rows.
+    fn choose(&self, scores: &Self::Buffer, n_tokens: usize, of: (usize, bool)) -> Vec<Chosen>;
+
+    /// Row `i` of `out` becomes row `rows[i].0` of `x`.
+    fn gather(&mut self, x: &Self::Buffer, rows: &[(usize, f32)], out: &mut Self::Buffer);
+
+    /// Row `rows[i].0` of `out` grows by row `i` of `x` times `rows[i].1`.
+    fn scatter(&mut self, x: &Self::Buffer, rows: &[(usize, f32)], out: &mut Self::Buffer);
 
     /// Turns the first `n_heads` heads of each row of `x` to its position.
     fn rotate(&mut self, rotary: &Rotary, x: &mut Self::Buffer, positions: &[usize], n_heads: usize, head_dim: usize);

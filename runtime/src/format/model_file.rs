@@ -109,7 +109,7 @@ impl ModelFile {
             }
             let fits = match decl.role {
                 Role::Vector => tensor.record.stored == Stored::Vector,
-                Role::Embedding | Role::Positions | Role::Projection | Role::Head => {
+                Role::Embedding | Role::Positions | Role::Projection | Role::Router | Role::Head => {
                     matches!(tensor.record.stored, Stored::Matrix(_))
                 }
             };

@@ -344,6 +344,43 @@ pub struct Mlp {
     /// Whether there is a gate (Shazeer 2020, arXiv:2002.05202).
     #[serde(default, skip_serializing_if = "is_default")]
     pub gated: bool,
+    /// Layers that have several networks, of which each token takes some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<Experts>,
+}
+
+/// Mixture of experts (Shazeer et al. 2017, arXiv:1701.06538): the network of a token is the sum of those that a router likes
+/// best, each times the probability it gives them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experts {
+    /// Experts of a layer.
+    pub count: usize,
+    /// Those that a token takes.
+    pub used: usize,
+    /// Their inner width.
+    pub ffn_dim: usize,
+    /// Whether the probabilities of those taken are divided by their sum.
+    pub renormalized: bool,
+    /// Inner width of one more that all tokens take, times the sigmoid of a product of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_dim: Option<usize>,
+    /// These layers; all when `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<usize>>,
+}
+
+impl Mlp {
+    /// The experts of layer `layer`, if it has some.
+    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        self.experts.as_ref().filter(|e| e.layers.as_ref().is_none_or(|layers| layers.contains(&layer)))
+    }
+
+    /// The largest inner width of all networks.
+    pub fn widest(&self) -> usize {
+        let experts = self.experts.iter().flat_map(|e| [e.ffn_dim, e.shared_dim.unwrap_or(0)]);
+        experts.fold(self.ffn_dim, usize::max)
+    }
 }
 
 /// Element-wise non-linearities.
@@ -489,6 +526,23 @@ impl Spec {
                 (None, _) => {}
             }
         }
+        if let Some(e) = &self.mlp.experts {
+            for (name, value) in [
+                ("experts `count`", e.count),
+                ("experts `ffn_dim`", e.ffn_dim),
+                ("`shared_dim`", e.shared_dim.unwrap_or(1)),
+            ] {
+                if value == 0 || value > MAX_COUNT {
+                    return Err(format!("{name} is {value}, expected 1 to {MAX_COUNT}"));
+                }
+            }
+            if e.used == 0 || e.used > e.count {
+                return Err(format!("experts `used` is {}, there are {}", e.used, e.count));
+            }
+            if self.residual != Residual::Sequential || self.norm.place != Place::Before {
+                return Err("experts in a block that is not sequential with norms before".into());
+            }
+        }
         if let Some(dim) = self.embedding.dim
             && (dim == 0 || dim > MAX_COUNT)
         {
@@ -613,7 +667,7 @@ pub(crate) mod tests {
             position: Position::Rotary(Rotary::new(4, 10000.0)),
             norm: Norm::new(NormKind::LayerNorm, 1e-5),
             attention: Attention { scale: 0.3, qkv_bias: true, out_bias: true, ..Attention::new(3, 3, 8) },
-            mlp: Mlp { ffn_dim: 96, activation: Activation::GeluErf, bias: true, gated: false },
+            mlp: Mlp { ffn_dim: 96, activation: Activation::GeluErf, bias: true, gated: false, experts: None },
             final_norm: true,
             logits: Logits::default(),
             residual: Residual::Sequential,

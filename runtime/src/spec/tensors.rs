@@ -13,6 +13,8 @@ pub enum Role {
     Positions,
     /// A weight matrix `[out, in]`.
     Projection,
+    /// The same of a router: small, and what follows hangs on it.
+    Router,
     /// The output projection `[vocab, d_model]`.
     Head,
     /// A gain or a bias, kept in f32.
@@ -81,11 +83,25 @@ impl Spec {
             if place.before() && self.residual != Residual::ParallelOneNorm {
                 list.norm(&name("mlp_norm"), d, trained);
             }
-            if m.gated {
-                list.linear(&name("mlp.gate"), [m.ffn_dim, d], m.bias);
+            let mlp = |list: &mut List, part: &str, ffn_dim: usize| {
+                if m.gated {
+                    list.linear(&name(&format!("{part}.gate")), [ffn_dim, d], m.bias);
+                }
+                list.linear(&name(&format!("{part}.up")), [ffn_dim, d], m.bias);
+                list.linear(&name(&format!("{part}.down")), [d, ffn_dim], m.bias);
+            };
+            if let Some(experts) = m.experts_of(i) {
+                list.add(&name("mlp.router.weight"), &[experts.count, d], Role::Router);
+                for e in 0..experts.count {
+                    mlp(&mut list, &format!("mlp.experts.{e}"), experts.ffn_dim);
+                }
+                if let Some(dim) = experts.shared_dim {
+                    list.add(&name("mlp.shared_router.weight"), &[1, d], Role::Router);
+                    mlp(&mut list, "mlp.shared", dim);
+                }
+            } else {
+                mlp(&mut list, "mlp", m.ffn_dim);
             }
-            list.linear(&name("mlp.up"), [m.ffn_dim, d], m.bias);
-            list.linear(&name("mlp.down"), [d, m.ffn_dim], m.bias);
             if place.behind() {
                 list.norm(&name("mlp_post_norm"), d, trained);
             }
