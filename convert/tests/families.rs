@@ -370,6 +370,7 @@ fn spec(fixture: &str, change: &Value) -> Spec {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn configs_that_ask_for_something_else_are_refused() {
     let mut wrong = Vec::new();
     for (fixture, change, expected) in [
@@ -399,6 +400,11 @@ fn configs_that_ask_for_something_else_are_refused() {
         ("opt-350m", json!({"word_embed_proj_dim": 0}), "`word_embed_proj_dim` is 0"),
         ("opt-125m", json!({"ffn_dim": "many"}), "`ffn_dim` is \"many\", expected a positive whole number"),
         ("phi-1", json!({"num_hidden_layers": 20000}), "20000 layers, expected at most 16384"),
+        (
+            "mistral-window",
+            json!({"num_hidden_layers": 4_000_000_000_u32}),
+            "4000000000 layers, expected at most 16384",
+        ),
         // Rotary positions.
         (
             "llama-1",
