@@ -682,3 +682,39 @@ fn every_field_is_honoured() {
         assert!(check(&spec), "{fixture} {change}: {spec:?}");
     }
 }
+
+#[test]
+fn no_value_of_any_field_panics() {
+    let values = [
+        json!(null),
+        json!(-1),
+        json!(0),
+        json!(1),
+        json!(3),
+        json!(1.5),
+        json!(u64::MAX),
+        json!(1u64 << 32),
+        json!(true),
+    ];
+    let values: Vec<Value> =
+        values.into_iter().chain([json!("x"), json!([]), json!(["x"]), json!({}), json!({"x": 1})]).collect();
+    for (fixture, _) in DENSE {
+        let config: Value = serde_json::from_str(&changed(fixture, &json!({}))).unwrap();
+        let fields = config.as_object().unwrap();
+        // Also those inside of objects.
+        let inner = fields.iter().filter_map(|(name, value)| Some((name, value.as_object()?)));
+        let inner = inner.flat_map(|(name, object)| object.keys().map(move |field| (Some(name), field)));
+        for (object, field) in fields.keys().map(|field| (None, field)).chain(inner) {
+            for value in &values {
+                let mut config = config.clone();
+                let place = if let Some(name) = object { &mut config[name] } else { &mut config };
+                place[field] = value.clone();
+                if let Err(e) = spec_from_json("config.json", &config.to_string()) {
+                    let message = e.to_string();
+                    let good = message.starts_with("config.json: ") && !message.contains('\n') && message.len() < 500;
+                    assert!(good, "{fixture}: {field} {value}: {message}");
+                }
+            }
+        }
+    }
+}
