@@ -295,3 +295,47 @@ impl<'a> Pass<'a> {
         Ok(SourceFile { name, bytes: self.position, sha256: hex(&self.hasher.finalize()) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Dtype;
+
+    /// The order in which tensors come, as letters, and the most that is in memory. `groups` has for each group the places
+    /// of its members, each as many f32 as its letter's number.
+    fn schedule(groups: &[&[(u64, usize)]]) -> (String, u64) {
+        let file = PathBuf::from("a");
+        let weights = Weights { files: vec![file.clone()], ..Weights::default() };
+        let tensor = |&(offset, n): &(u64, usize)| SourceTensor {
+            file: 0,
+            offset,
+            dtype: Dtype::F32,
+            shape: vec![n],
+            unreadable: None,
+        };
+        let sources: Vec<Vec<SourceTensor>> = groups.iter().map(|g| g.iter().map(tensor).collect()).collect();
+        let mut wanted = Vec::new();
+        for (i, group) in sources.iter().enumerate() {
+            wanted.extend(group.iter().enumerate().map(|(j, source)| Wanted { index: (i, j), name: "", source }));
+        }
+        let schedule = Schedule::new(&[file], &weights, wanted);
+        let letter = |(_, w): &(usize, Wanted<'_>)| char::from(b'a' + w.index.0 as u8);
+        (schedule.order.iter().map(letter).collect(), schedule.most)
+    }
+
+    #[test]
+    fn groups_are_held_until_they_are_whole() {
+        assert_eq!(schedule(&[&[(0, 5)], &[(20, 3)]]), ("ab".into(), 20));
+        // A part of `a` waits while `b` passes.
+        assert_eq!(schedule(&[&[(0, 2), (20, 3)], &[(8, 3)]]), ("aba".into(), 20));
+        assert_eq!(schedule(&[&[(0, 2), (20, 1)], &[(8, 3)]]), ("aba".into(), 20));
+    }
+
+    #[test]
+    fn no_more_waits_than_the_largest_group_has() {
+        // First all first parts, then all second ones: those of `c` and `d` come later.
+        let parts: Vec<Vec<_>> = (0..4).map(|i| vec![(i * 8, 2), (100 + i * 8, 2)]).collect();
+        let parts: Vec<&[_]> = parts.iter().map(Vec::as_slice).collect();
+        assert_eq!(schedule(&parts), ("ababccdd".into(), 24));
+    }
+}

@@ -370,6 +370,7 @@ fn spec(fixture: &str, change: &Value) -> Spec {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn configs_that_ask_for_something_else_are_refused() {
     let mut wrong = Vec::new();
     for (fixture, change, expected) in [
@@ -399,6 +400,11 @@ fn configs_that_ask_for_something_else_are_refused() {
         ("opt-350m", json!({"word_embed_proj_dim": 0}), "`word_embed_proj_dim` is 0"),
         ("opt-125m", json!({"ffn_dim": "many"}), "`ffn_dim` is \"many\", expected a positive whole number"),
         ("phi-1", json!({"num_hidden_layers": 20000}), "20000 layers, expected at most 16384"),
+        (
+            "mistral-window",
+            json!({"num_hidden_layers": 4_000_000_000_u32}),
+            "4000000000 layers, expected at most 16384",
+        ),
         // Rotary positions.
         (
             "llama-1",
@@ -674,5 +680,41 @@ fn every_field_is_honoured() {
     for (fixture, change, check) in cases {
         let spec = spec(fixture, change);
         assert!(check(&spec), "{fixture} {change}: {spec:?}");
+    }
+}
+
+#[test]
+fn no_value_of_any_field_panics() {
+    let values = [
+        json!(null),
+        json!(-1),
+        json!(0),
+        json!(1),
+        json!(3),
+        json!(1.5),
+        json!(u64::MAX),
+        json!(1u64 << 32),
+        json!(true),
+    ];
+    let values: Vec<Value> =
+        values.into_iter().chain([json!("x"), json!([]), json!(["x"]), json!({}), json!({"x": 1})]).collect();
+    for (fixture, _) in DENSE {
+        let config: Value = serde_json::from_str(&changed(fixture, &json!({}))).unwrap();
+        let fields = config.as_object().unwrap();
+        // Also those inside of objects.
+        let inner = fields.iter().filter_map(|(name, value)| Some((name, value.as_object()?)));
+        let inner = inner.flat_map(|(name, object)| object.keys().map(move |field| (Some(name), field)));
+        for (object, field) in fields.keys().map(|field| (None, field)).chain(inner) {
+            for value in &values {
+                let mut config = config.clone();
+                let place = if let Some(name) = object { &mut config[name] } else { &mut config };
+                place[field] = value.clone();
+                if let Err(e) = spec_from_json("config.json", &config.to_string()) {
+                    let message = e.to_string();
+                    let good = message.starts_with("config.json: ") && !message.contains('\n') && message.len() < 500;
+                    assert!(good, "{fixture}: {field} {value}: {message}");
+                }
+            }
+        }
     }
 }

@@ -61,6 +61,9 @@ pub(super) const HUB: Fields = Fields {
     eos: None,
 };
 
+/// More layers than any model has: keeps a hostile config from asking for absurd memory.
+const MAX_LAYERS: usize = 1 << 14;
+
 /// A spec with what `fields` name. Without a position; `LayerNorm` with gain and bias before attention and before a plain
 /// feed-forward network, one after the other; biases everywhere but in the head.
 pub(super) fn start(config: &Config, fields: &Fields) -> Result<Spec, ConvertError> {
@@ -71,6 +74,9 @@ pub(super) fn start(config: &Config, fields: &Fields) -> Result<Spec, ConvertErr
     let d_model = config.required_size(fields.width)?;
     let n_heads = or(fields.n_heads.0, fields.n_heads.1)?;
     let n_layers = config.required_size(fields.n_layers)?;
+    if n_layers > MAX_LAYERS {
+        return Err(config.error(format!("{n_layers} layers, expected at most {MAX_LAYERS}")));
+    }
     let vocab_size = or(&["vocab_size"], fields.vocab)?;
     let (n_kv_heads, head_dim) = heads(config, fields, d_model, n_heads)?;
     let ffn_dim = match fields.ffn {
@@ -104,6 +110,8 @@ pub(super) fn start(config: &Config, fields: &Fields) -> Result<Spec, ConvertErr
 
 /// Key and value heads, and the width of a head.
 fn heads(config: &Config, fields: &Fields, d_model: usize, n_heads: usize) -> Result<(usize, usize), ConvertError> {
+    const DIM: &str = "head_dim";
+    const KV: &str = "num_key_value_heads";
     let [width, count] = [fields.width, fields.n_heads.0].map(|names| {
         let stated = names.iter().find(|name| config.has(name)).or(names.first());
         stated.copied().unwrap_or_default()
@@ -114,8 +122,6 @@ fn heads(config: &Config, fields: &Fields, d_model: usize, n_heads: usize) -> Re
         }
         Err(config.error(format!("`{width}` {d_model} is not a multiple of `{count}` {n_heads}")))
     };
-    const DIM: &str = "head_dim";
-    const KV: &str = "num_key_value_heads";
     match fields.heads {
         Heads::Plain => {
             let dim = divided()?;

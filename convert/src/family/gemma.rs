@@ -1,4 +1,4 @@
-//! Gemma (arXiv:2403.08295): LLaMA with a GELU gate, embeddings times the root of their width, and gains that are stored
+//! Gemma (arXiv:2403.08295): `LLaMA` with a GELU gate, embeddings times the root of their width, and gains that are stored
 //! less 1.
 
 use super::base::{Fields, Heads};

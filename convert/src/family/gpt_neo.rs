@@ -57,11 +57,11 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
 
 /// Which layers are local.
 fn local(config: &Config, n_layers: usize) -> Result<Vec<bool>, ConvertError> {
+    const TYPES: &str = "attention_types";
     if let Some(listed) = kinds(config, "attention_layers", n_layers, ["global", "local"])? {
         config.harmless(&["attention_types"]);
         return Ok(listed);
     }
-    const TYPES: &str = "attention_types";
     let Some(value) = config.get(TYPES) else {
         // The default has 24 layers, and transformers refuses others.
         return match n_layers {

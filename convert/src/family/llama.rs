@@ -1,4 +1,4 @@
-//! LLaMA 1 to 3 (Touvron et al. 2023, arXiv:2302.13971) and those like it: RMS norms, rotary positions, a gated network,
+//! `LLaMA` 1 to 3 (Touvron et al. 2023, arXiv:2302.13971) and those like it: RMS norms, rotary positions, a gated network,
 //! keys and values of several query heads. [`start`] and the rules serve families that differ in a part.
 
 use super::base::{self, Fields, HUB, Heads};
@@ -43,7 +43,7 @@ pub(super) const NORMS: &[Rule] = &[
     same("final_norm.*", &["norm.*"]),
 ];
 
-/// The names of LLaMA's fields, and its defaults.
+/// The names of `LLaMA`'s fields, and its defaults.
 pub(super) const FIELDS: Fields = Fields {
     heads: Heads::Grouped { kv: None, dim: None },
     eps: (&["rms_norm_eps"], 1e-6),
@@ -52,7 +52,7 @@ pub(super) const FIELDS: Fields = Fields {
     ..HUB
 };
 
-/// LLaMA without position and biases.
+/// `LLaMA` without position and biases.
 pub(super) fn start(config: &Config, fields: &Fields) -> Result<Spec, ConvertError> {
     let mut spec = base::start(config, fields)?;
     spec.norm = Norm::new(NormKind::RmsNorm, spec.norm.eps);
@@ -61,7 +61,7 @@ pub(super) fn start(config: &Config, fields: &Fields) -> Result<Spec, ConvertErr
     Ok(spec)
 }
 
-/// LLaMA's positions: all of a head turns.
+/// `LLaMA`'s positions: all of a head turns.
 pub(super) fn turning(config: &Config, spec: &Spec) -> Result<Position, ConvertError> {
     Ok(Position::Rotary(rotary(config, spec.attention.head_dim, spec.context_length, &WHOLE)?))
 }

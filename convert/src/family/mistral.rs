@@ -1,4 +1,4 @@
-//! Mistral (Jiang et al. 2023, arXiv:2310.06825): LLaMA with a window in all layers.
+//! Mistral (Jiang et al. 2023, arXiv:2310.06825): `LLaMA` with a window in all layers.
 
 use super::base::{Fields, Heads};
 use super::window::window;

@@ -61,9 +61,6 @@ static FAMILIES: &[&Family] = &[
     &stablelm::FAMILY,
 ];
 
-/// More layers than any model has: keeps a hostile config from asking for absurd memory.
-const MAX_LAYERS: usize = 1 << 14;
-
 /// One family of checkpoints.
 #[derive(Debug)]
 pub(crate) struct Family {
@@ -171,9 +168,6 @@ pub(crate) fn read_config(file: &str, json: &[u8]) -> Result<Described, ConvertE
     let config = Config::parse(file, json)?;
     let family = find(&config)?;
     let spec = Spec { family: family.model_type.into(), ..(family.spec)(&config)? };
-    if spec.n_layers > MAX_LAYERS {
-        return Err(config.error(format!("{} layers, expected at most {MAX_LAYERS}", spec.n_layers)));
-    }
     spec.validate().map_err(|e| config.error(e))?;
     let left = config.finish()?;
     Ok(Described { family, spec, left })

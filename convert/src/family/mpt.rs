@@ -1,6 +1,6 @@
-//! MPT (MosaicML 2023): `ALiBi`, gains but no bias anywhere.
+//! MPT (`MosaicML` 2023): `ALiBi`, gains but no bias anywhere.
 //!
-//! transformers does not read some fields that MosaicML's own code does: what they say is accepted only where both agree.
+//! transformers does not read some fields that `MosaicML`'s own code does: what they say is accepted only where both agree.
 
 use super::base::{Ffn, Fields, HUB, start};
 use super::{Family, Rule, same};

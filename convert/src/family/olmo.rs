@@ -1,4 +1,4 @@
-//! OLMo (Groeneveld et al. 2024, arXiv:2402.00838): LLaMA with layer norms of which nothing is trained.
+//! `OLMo` (Groeneveld et al. 2024, arXiv:2402.00838): `LLaMA` with layer norms of which nothing is trained.
 
 use super::base::Fields;
 use super::{Family, llama};

@@ -1,4 +1,4 @@
-//! OLMo 2 (arXiv:2501.00656): LLaMA with norms after each part instead of before, and of queries and keys over all heads.
+//! `OLMo` 2 (arXiv:2501.00656): `LLaMA` with norms after each part instead of before, and of queries and keys over all heads.
 
 use super::base::Fields;
 use super::{Family, Rule, llama, same};

@@ -1,4 +1,4 @@
-//! OPT (Zhang et al. 2022, arXiv:2205.01068): learned positions that begin at row 2, ReLU; the model of 350M has norms
+//! OPT (Zhang et al. 2022, arXiv:2205.01068): learned positions that begin at row 2, `ReLU`; the model of 350M has norms
 //! after each part and embeddings that are narrower than the model.
 
 use super::base::{Ffn, Fields, HUB, start};

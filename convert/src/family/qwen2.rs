@@ -1,4 +1,4 @@
-//! Qwen 2 and 2.5 (arXiv:2407.10671): LLaMA with biases on queries, keys and values, and a window in the upper layers if
+//! Qwen 2 and 2.5 (arXiv:2407.10671): `LLaMA` with biases on queries, keys and values, and a window in the upper layers if
 //! the config says so.
 
 use super::base::{Fields, Heads};

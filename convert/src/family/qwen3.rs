@@ -1,4 +1,4 @@
-//! Qwen 3 (arXiv:2505.09388): LLaMA with norms of queries and keys, each head for itself.
+//! Qwen 3 (arXiv:2505.09388): `LLaMA` with norms of queries and keys, each head for itself.
 
 use super::base::{Fields, Heads};
 use super::{Family, llama, qwen2};

@@ -1,4 +1,4 @@
-//! StableLM 2 (arXiv:2402.17834): LLaMA with layer norms, positions that turn a part of a head, and in the larger model
+//! `StableLM` 2 (arXiv:2402.17834): `LLaMA` with layer norms, positions that turn a part of a head, and in the larger model
 //! both parts of a block at once and a norm for each head.
 
 use super::base::{Fields, Heads};
