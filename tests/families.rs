@@ -231,3 +231,33 @@ fn parts_of(spec: &Spec) -> Vec<String> {
     }
     parts
 }
+
+#[test]
+fn only_chosen_experts_are_read() {
+    let path = folder().join("mixtral");
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("model.tidbit");
+    let options = Options { quant: QuantType::F32, cancel: None };
+    convert(&Checkpoint::open(&path).unwrap(), &file, &options, &mut ()).unwrap();
+    let good = std::fs::read(&file).unwrap();
+    let model = Model::open(&file).unwrap();
+    let experts = model.spec().mlp.experts.clone().unwrap();
+    let damaged = |layer: usize, expert: usize| {
+        let mut bytes = good.clone();
+        let tensor = format!("layers.{layer}.mlp.experts.{expert}.down.weight");
+        let matrix = model.file().matrix(&tensor).unwrap();
+        let at = matrix.bytes().as_ptr() as usize - model.file().bytes().as_ptr() as usize;
+        for value in bytes[at..at + matrix.bytes().len()].chunks_exact_mut(4) {
+            value.copy_from_slice(&f32::NAN.to_le_bytes());
+        }
+        let path = scratch.path().join("damaged.tidbit");
+        std::fs::write(&path, bytes).unwrap();
+        let model = Model::open(&path).unwrap();
+        let mut session = Session::new(&model, &SessionOptions::default()).unwrap();
+        session.append(&[5]).unwrap().iter().any(|x| x.is_nan())
+    };
+    for layer in 0..model.spec().n_layers {
+        let read = (0..experts.count).filter(|&expert| damaged(layer, expert)).count();
+        assert_eq!(read, experts.used, "experts of layer {layer} that one token read");
+    }
+}

@@ -54,7 +54,7 @@ type Check = fn(&Spec) -> bool;
 const NONE: [bool; 4] = [false; 4];
 
 /// Every fixture of a dense decoder, and what it is about.
-const DENSE: &[(&str, Check)] = &[
+const DECODERS: &[(&str, Check)] = &[
     ("gpt2-cerebras", |s| {
         (s.mlp.activation, s.mlp.ffn_dim, s.head) == (Activation::GeluErf, 76, Head::Tied)
             && s.position == Position::Learned
@@ -220,14 +220,19 @@ const DENSE: &[(&str, Check)] = &[
         (norm.kind, norm.trained, norm.over) == (NormKind::LayerNorm, Trained::Gain, QkNormOver::HeadWithItsGain)
             && (rotary(s).dims, s.residual) == (4, Residual::ParallelOneNorm)
     }),
+    ("mixtral", |s| experts(s, [4, 2], true, None)),
+    ("mixtral-window", |s| experts(s, [5, 3], true, None) && s.attention.window.as_ref().unwrap().size == 12),
+    ("qwen2-moe", |s| experts(s, [5, 2], false, None) && s.mlp.experts.as_ref().unwrap().shared_dim.is_some()),
+    ("qwen3-moe", |s| experts(s, [5, 3], true, Some(&[1])) && s.attention.qk_norm.is_some()),
 ];
+
+fn experts(spec: &Spec, counts: [usize; 2], renormalized: bool, layers: Option<&[usize]>) -> bool {
+    let e = spec.mlp.experts.as_ref().unwrap();
+    ([e.count, e.used], e.renormalized, e.layers.as_deref()) == (counts, renormalized, layers)
+}
 
 /// What is not supported, and what names it.
 const REFUSED: &[(&str, &str)] = &[
-    ("mixtral", "MixtralForCausalLM"),
-    ("mixtral-window", "MixtralForCausalLM"),
-    ("qwen2-moe", "Qwen2MoeForCausalLM"),
-    ("qwen3-moe", "Qwen3MoeForCausalLM"),
     ("bert", "BertModel"),
     ("minilm", "BertModel"),
     ("roberta", "RobertaForMaskedLM"),
@@ -237,9 +242,9 @@ const REFUSED: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn every_dense_decoder_converts() {
+fn every_decoder_converts() {
     let mut wrong = Vec::new();
-    for (fixture, check) in DENSE {
+    for (fixture, check) in DECODERS {
         match converted(&folder(fixture), QuantType::F32) {
             Err(e) => wrong.push(format!("{fixture}: {e}")),
             Ok((file, _)) if !check(file.spec()) => wrong.push(format!("{fixture}: {:?}", file.spec())),
@@ -256,7 +261,7 @@ fn every_fixture_is_listed() {
         .filter(|p| p.join("config.json").exists())
         .map(|p| p.file_name().unwrap().to_string_lossy().into_owned())
         .collect();
-    let mut listed: Vec<_> = DENSE.iter().map(|f| f.0).chain(REFUSED.iter().map(|f| f.0)).collect();
+    let mut listed: Vec<_> = DECODERS.iter().map(|f| f.0).chain(REFUSED.iter().map(|f| f.0)).collect();
     all.sort();
     listed.sort_unstable();
     assert_eq!(listed, all);
@@ -698,7 +703,7 @@ fn no_value_of_any_field_panics() {
     ];
     let values: Vec<Value> =
         values.into_iter().chain([json!("x"), json!([]), json!(["x"]), json!({}), json!({"x": 1})]).collect();
-    for (fixture, _) in DENSE {
+    for (fixture, _) in DECODERS {
         let config: Value = serde_json::from_str(&changed(fixture, &json!({}))).unwrap();
         let fields = config.as_object().unwrap();
         // Also those inside of objects.

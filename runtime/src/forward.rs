@@ -276,19 +276,19 @@ fn join<B: Backend>(
     spec: &Spec,
     (linear, from, all): (&Linear, &B::Buffer, Range<usize>),
     norm: Option<&NormWeights>,
-    free: (&mut B::Buffer, &mut B::Buffer),
+    (spare, other): (&mut B::Buffer, &mut B::Buffer),
     x: &mut B::Buffer,
 ) {
     match norm {
         Some(norm) if spec.norm.place != Place::After => {
             let n_tokens = all.len();
-            backend.linear(linear, from, all.clone(), Epilogue::Store, free.0);
-            backend.norm((spec.norm.kind, spec.norm.eps, norm), (free.0, all), (&mut *free.1, 0));
-            backend.add(free.1, n_tokens, x);
+            backend.linear(linear, from, all.clone(), Epilogue::Store, spare);
+            backend.norm((spec.norm.kind, spec.norm.eps, norm), (spare, all), (&mut *other, 0));
+            backend.add(other, n_tokens, x);
         }
         Some(norm) => {
             backend.linear(linear, from, all.clone(), Epilogue::Add, x);
-            norm_x(backend, spec, norm, (x, free.0), all);
+            norm_x(backend, spec, norm, (x, spare), all);
         }
         None => backend.linear(linear, from, all, Epilogue::Add, x),
     }

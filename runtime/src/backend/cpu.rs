@@ -18,7 +18,7 @@ pub struct Cpu {
     scratch: MatmulScratch,
     /// One for each way to turn that there is in a model.
     rotations: Vec<Rotation>,
-    /// By query head; empty without ALiBi.
+    /// By query head; empty without `ALiBi`.
     slopes: Vec<f32>,
 }
 
@@ -103,16 +103,22 @@ impl Backend for Cpu {
 
     fn clip(&mut self, x: &mut Buffer, n_tokens: usize, most: f32) {
         ops::each_row(&mut self.pool, (x, n_tokens), &|_, row| {
-            row.iter_mut().for_each(|x| *x = x.clamp(-most, most));
+            for x in &mut *row {
+                *x = x.clamp(-most, most);
+            }
         });
     }
 
     fn softcap(&mut self, x: &mut Buffer, n_tokens: usize, cap: f32) {
         let kernels = self.kernels;
         ops::each_row(&mut self.pool, (x, n_tokens), &|_, row| {
-            row.iter_mut().for_each(|x| *x *= 1.0 / cap);
+            for x in &mut *row {
+                *x *= 1.0 / cap;
+            }
             kernels.activate(Activation::Tanh, row);
-            row.iter_mut().for_each(|x| *x *= cap);
+            for x in &mut *row {
+                *x *= cap;
+            }
         });
     }
 

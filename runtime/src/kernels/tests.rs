@@ -250,8 +250,21 @@ fn attend(
 fn attention_is_right() {
     let (head_dim, first, n, seed) = (20, 600, 3, 5);
     let (q, kv) = operands(head_dim, first + n, n, seed);
-    for (cache_type, allowed) in [(CacheType::F32, 3e-5), (CacheType::F16, 3e-5), (CacheType::Q8, 2e-3)] {
-        let found = attend((*all().last().unwrap(), cache_type, Scoring::scaled(SCALE)), head_dim, first, n, seed, n);
+    let plain = Scoring::scaled(SCALE);
+    let scorings = [
+        plain,
+        Scoring { cap: 2.0, ..plain },
+        Scoring { slope: 0.02, ..plain },
+        Scoring { slope: 0.02, bf16: true, ..plain },
+        // Across chunks, to the position; one that begins with a chunk, and a single key.
+        Scoring { window: 300, ..plain },
+        Scoring { window: 89, ..plain },
+        Scoring { window: 1, ..plain },
+        Scoring { cap: 5.0, slope: 0.01, window: 400, ..plain },
+    ];
+    let types = [(CacheType::F32, 3e-5), (CacheType::F16, 3e-5), (CacheType::Q8, 2e-3)];
+    for ((cache_type, allowed), scoring) in types.into_iter().flat_map(|t| scorings.map(|s| (t, s))) {
+        let found = attend((*all().last().unwrap(), cache_type, scoring), head_dim, first, n, seed, n);
         // What the cache holds: bytes of a scale for each key and each value.
         let kept: Vec<f64> = kv
             .chunks_exact(head_dim)
@@ -271,14 +284,25 @@ fn attention_is_right() {
         for i in 0..n {
             let row = |j: usize| &kept[j * 2 * head_dim..][..2 * head_dim];
             let score = |j: usize| {
-                (0..head_dim).map(|d| f64::from(q[i * head_dim + d]) * row(j)[d]).sum::<f64>() * f64::from(SCALE)
+                let dot: f64 = (0..head_dim).map(|d| f64::from(q[i * head_dim + d]) * row(j)[d]).sum();
+                let scaled = dot * f64::from(SCALE);
+                let cap = f64::from(scoring.cap);
+                let capped = if cap > 0.0 { cap * (scaled / cap).tanh() } else { scaled };
+                let slope = f64::from(scoring.slope);
+                if scoring.bf16 {
+                    let round = |x: f64| half::bf16::from_f64(x).to_f64();
+                    capped + round(round(slope) * j as f64) * f64::from(SCALE)
+                } else {
+                    capped + slope * (j as f64 - (first + i) as f64)
+                }
             };
-            let weights: Vec<f64> = (0..=first + i).map(|j| score(j).exp()).collect();
+            let seen = (first + i + 1).saturating_sub(scoring.window)..=first + i;
+            let weights: Vec<f64> = seen.clone().map(|j| score(j).exp()).collect();
             for d in 0..head_dim {
-                let sum: f64 = weights.iter().enumerate().map(|(j, w)| w * row(j)[head_dim + d]).sum();
+                let sum: f64 = weights.iter().zip(seen.clone()).map(|(w, j)| w * row(j)[head_dim + d]).sum();
                 let exact = sum / weights.iter().sum::<f64>();
                 let error = (f64::from(found[i * head_dim + d]) - exact).abs();
-                assert!(error < allowed, "{cache_type:?}, query {i} dimension {d}: off by {error}");
+                assert!(error < allowed, "{cache_type:?}, {scoring:?}, query {i} dimension {d}: off by {error}");
             }
         }
     }

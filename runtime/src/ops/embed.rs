@@ -16,7 +16,9 @@ pub fn embed(pool: &mut Pool, (tokens, scale): (&Matrix, f32), ids: &[u32], out:
             let row = &mut out.row_mut(i)[..cols];
             tokens.decode_row(ids[t] as usize, row);
             if scale != 1.0 {
-                row.iter_mut().for_each(|x| *x *= scale);
+                for x in &mut *row {
+                    *x *= scale;
+                }
             }
         }
     });

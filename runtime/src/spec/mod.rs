@@ -136,7 +136,7 @@ pub enum RotaryScaling {
         /// Positions that nothing changes for.
         original: usize,
     },
-    /// Slow ones are divided, fast ones are not, those between partly (LLaMA 3.1).
+    /// Slow ones are divided, fast ones are not, those between partly (`LLaMA` 3.1).
     Llama3 {
         /// What slow ones are divided by.
         factor: f32,
@@ -449,6 +449,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
 fn is_one(value: &f32) -> bool {
     *value == 1.0
 }
@@ -457,6 +458,7 @@ fn yes() -> bool {
     true
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
 fn is_yes(value: &bool) -> bool {
     *value
 }
