@@ -5,6 +5,7 @@
 use crate::backend::{Backend, Epilogue, Part};
 use crate::error::SessionError;
 use crate::model::Model;
+use crate::quant::PANEL_ROWS;
 use crate::spec::{Position, Residual, Spec};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,10 +44,11 @@ impl<B: Backend> Activations<B> {
         })
     }
 
-    /// f32 elements of a batch of `max_tokens`, for an estimate of memory.
+    /// f32 elements of a batch of `max_tokens`, for an estimate of memory; rows are padded as the processor's are.
     pub fn elements(spec: &Spec, max_tokens: usize) -> usize {
         let a = &spec.attention;
-        max_tokens * (3 * spec.d_model + a.qkv_rows() + a.n_heads * a.head_dim + spec.mlp.ffn_dim)
+        let cols = [spec.d_model, spec.d_model, spec.d_model, a.qkv_rows(), a.n_heads * a.head_dim, spec.mlp.ffn_dim];
+        max_tokens * cols.map(|cols| cols.next_multiple_of(PANEL_ROWS)).iter().sum::<usize>()
     }
 }
 

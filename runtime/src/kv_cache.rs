@@ -16,7 +16,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::SessionError;
-use crate::format::{ModelFile, Stored};
+use crate::format::{Contents, ModelFile, Stored};
 pub use crate::kernels::CacheType;
 use crate::kernels::{HeadCache, KEYS, Kernels};
 use crate::pages::Page;
@@ -58,9 +58,19 @@ pub fn bytes_per_token(spec: &Spec, cache_type: CacheType) -> usize {
     spec.n_layers * spec.attention.n_kv_heads * cache_type.head_bytes(spec.attention.head_dim)
 }
 
+/// Bytes of a cache for `context` tokens: whole pages.
+pub fn bytes_of(spec: &Spec, cache_type: CacheType, context: usize) -> usize {
+    context.next_multiple_of(KEYS).saturating_mul(bytes_per_token(spec, cache_type))
+}
+
 /// How the cache of a model is kept unless told otherwise, as [`usual_type`] says of its weights.
 pub fn default_type(file: &ModelFile) -> CacheType {
-    usual_type(file.tensors().filter_map(|(_, record, _)| match record.stored {
+    default_type_of(file.contents())
+}
+
+/// The same from the header alone.
+pub fn default_type_of(contents: &Contents) -> CacheType {
+    usual_type(contents.tensors().filter_map(|(_, record, _)| match record.stored {
         Stored::Bytes | Stored::Vector => None,
         Stored::Matrix(quant) => Some(quant),
     }))

@@ -24,7 +24,6 @@ impl Cpu {
     /// # Errors
     /// When threads cannot be started.
     pub fn new(kernels: Kernels, n_threads: usize, spec: &Spec, max_tokens: usize) -> Result<Self, SessionError> {
-        let widest = spec.d_model.max(spec.mlp.ffn_dim).max(spec.attention.n_heads * spec.attention.head_dim);
         let rotation = match &spec.position {
             Position::Learned => None,
             Position::Rotary(rotary) => Some(Rotation::new(rotary, max_tokens)),
@@ -32,7 +31,7 @@ impl Cpu {
         Ok(Self {
             kernels,
             pool: Pool::new(n_threads).map_err(SessionError::Spawn)?,
-            scratch: MatmulScratch::new(max_tokens, widest)?,
+            scratch: MatmulScratch::new(max_tokens, widest(spec))?,
             rotation,
         })
     }
@@ -51,6 +50,16 @@ impl Cpu {
     pub fn scratch_bytes(&self) -> usize {
         self.scratch.bytes()
     }
+
+    /// Bytes of scratch memory of a device for batches of up to `max_tokens`.
+    pub fn scratch_bytes_of(spec: &Spec, max_tokens: usize) -> usize {
+        MatmulScratch::bytes_of(max_tokens, widest(spec))
+    }
+}
+
+/// The most columns that a product of this architecture has.
+fn widest(spec: &Spec) -> usize {
+    spec.d_model.max(spec.mlp.ffn_dim).max(spec.attention.n_heads * spec.attention.head_dim)
 }
 
 impl Backend for Cpu {

@@ -18,7 +18,7 @@ mod section;
 mod stream;
 
 pub use json::byte_char;
-pub use stream::StreamDecoder;
+pub use stream::{StreamDecoder, TextStream};
 
 use crate::error::TokenizerError;
 use crate::storage::Bytes;
@@ -124,7 +124,7 @@ impl Tokenizer {
 
     /// A decoder for ids that come one at a time.
     pub fn stream(&self) -> StreamDecoder<'_> {
-        StreamDecoder { tokenizer: self, pending: Vec::new(), text: String::new() }
+        StreamDecoder::new(self)
     }
 
     /// Appends the bytes that a token stands for: none for an id without a token, and not always whole characters.
