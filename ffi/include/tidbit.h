@@ -434,6 +434,57 @@ tidbit_status tidbit_options_set_log(tidbit_options *options,
 tidbit_status tidbit_options_free(tidbit_options *options);
 
 /**
+ * Saves a session to bytes: its text, what the model made of it, and where the random numbers are. Options are not saved.
+ *
+ * Ownership: the buffer stays the caller's. A null buffer of capacity 0 asks for the length. The bytes are the same on every
+ * machine.
+ * Threads: as `tidbit_session_new`.
+ * Errors: `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`; `TIDBIT_BUSY`, `TIDBIT_POISONED`,
+ * `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`.
+ */
+tidbit_status tidbit_session_save(const tidbit_session *session,
+                                  uint8_t *buffer,
+                                  size_t capacity,
+                                  size_t *out_length);
+
+/**
+ * Restores a session: its text is replaced by the saved one, and goes on as that would have, if the options that choose
+ * tokens are the same.
+ *
+ * The bytes may come from anywhere: they are checked, and must be of the same model and type of cache. The context may be
+ * another, if the text fits.
+ *
+ * Ownership: the bytes stay the caller's.
+ * Threads: as `tidbit_session_new`.
+ * Errors: `TIDBIT_BAD_SAVE`; `TIDBIT_CONTEXT_FULL`; `TIDBIT_OUT_OF_MEMORY`, `TIDBIT_BUSY`, `TIDBIT_POISONED`,
+ * `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`. The session is then as it was.
+ */
+tidbit_status tidbit_session_load(tidbit_session *session,
+                                  const uint8_t *data,
+                                  size_t length);
+
+/**
+ * Saves a session to a file, as `tidbit_session_save` does to bytes. The file appears under its name when it is complete; a
+ * file of that name is replaced, anything else is not.
+ *
+ * Ownership: the path stays the caller's.
+ * Threads: as `tidbit_session_new`.
+ * Errors: `TIDBIT_IO`, `TIDBIT_BUSY`, `TIDBIT_POISONED`, `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`.
+ */
+tidbit_status tidbit_session_save_file(const tidbit_session *session,
+                                       const char *path,
+                                       size_t path_length);
+
+/**
+ * Restores a session from a file, as `tidbit_session_load` does from bytes.
+ *
+ * Ownership: the path stays the caller's.
+ * Threads: as `tidbit_session_new`.
+ * Errors: as `tidbit_session_load`, and `TIDBIT_IO`.
+ */
+tidbit_status tidbit_session_load_file(tidbit_session *session, const char *path, size_t path_length);
+
+/**
  * Says how many bytes of memory a session takes, before anything is taken: its cache when full, and its scratch memory.
  * Threads and their stacks are not counted.
  *

@@ -9,11 +9,11 @@
 //! and a process that forked finds no lock held.
 //!
 //! ```text
-//! handle:  tag 16 bits | generation 24 | place 24      (32-bit machines: no tag, generation 16, place 16)
+//! handle:  tag 8 bits | check 8 | generation 24 | place 24      (32-bit machines: generation 16, place 16)
 //! state of a place:  generation 32 | alive 1 | users 31
 //! ```
 //!
-//! The tag makes a handle no address that a 64-bit process could have: who follows one is stopped at once, and garbage
+//! The check makes it unlikely that a number beside a handle is one too. The tag makes a handle no address that a 64-bit process could have: who follows one is stopped at once, and garbage
 //! collectors that look for addresses (Go's) pass over it.
 
 use crate::status::{Failure, Outcome, TIDBIT_INVALID_HANDLE, TIDBIT_OUT_OF_MEMORY};
@@ -24,8 +24,8 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 const PLACE_BITS: u32 = if usize::BITS == 64 { 24 } else { 16 };
 /// Bits for the generation; a place is given up when it has been used so often.
 const GENERATION_BITS: u32 = if usize::BITS == 64 { 24 } else { 16 };
-/// The upper half of all handles on 64-bit machines.
-const TAG: u64 = if usize::BITS == 64 { 0x71DB } else { 0 };
+/// Starts every handle on 64-bit machines.
+const TAG: u64 = 0x71;
 
 const ALIVE: u64 = 1 << 31;
 const USERS: u64 = ALIVE - 1;
@@ -231,16 +231,16 @@ impl<T: Send + Sync> Table<T> {
 }
 
 fn encode(index: usize, generation: u64) -> usize {
-    let handle = (TAG << (64 - 16)) | (generation << PLACE_BITS) | index as u64;
-    handle as usize
+    let used = (generation << PLACE_BITS) | index as u64;
+    let check = used.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56;
+    if usize::BITS == 64 { ((TAG << 56) | (check << 48) | used) as usize } else { used as usize }
 }
 
 /// Place and generation.
 fn decode(handle: usize) -> Option<(usize, u64)> {
-    let handle = handle as u64;
-    let untagged = handle ^ (TAG << (64 - 16));
-    let (index, generation) = (untagged & ((1 << PLACE_BITS) - 1), untagged >> PLACE_BITS);
-    (generation > 0 && generation < 1 << GENERATION_BITS).then_some((index as usize, generation))
+    let used = handle as u64 & ((1 << (PLACE_BITS + GENERATION_BITS)) - 1);
+    let (index, generation) = (used as usize & ((1 << PLACE_BITS) - 1), used >> PLACE_BITS);
+    (generation > 0 && encode(index, generation) == handle).then_some((index, generation))
 }
 
 #[cfg(test)]
@@ -270,7 +270,7 @@ mod tests {
         assert!(table.remove(b) && !table.remove(b));
         assert!(table.get(b, "it").is_err() && table.get(a, "it").is_ok() && table.get(c, "it").is_ok());
         assert_eq!(count.load(Ordering::SeqCst), 2);
-        for wrong in [0, 1, usize::MAX, a ^ 1 << PLACE_BITS, a + 1000, a | 0xFF_FFFF, a.wrapping_neg()] {
+        for wrong in [0, 1, usize::MAX, a ^ 1 << PLACE_BITS, a + 1, a + 1000, a | 0xFF_FFFF, a.wrapping_neg()] {
             assert!(table.get(wrong, "it").is_err() && !table.remove(wrong), "{wrong:x}");
         }
         assert!(table.remove(a) && table.remove(c));

@@ -15,6 +15,7 @@
 //! | `model` | opening models |
 //! | `tokenizer` | text to ids and back |
 //! | `session`, `session_calls` | texts in progress, and the functions for them |
+//! | `saved` | sessions to bytes and files, and back |
 //! | `info` | facts by key |
 
 #![allow(clippy::missing_safety_doc, reason = "what holds for all functions is in CONVENTIONS.md, and in the header")]
@@ -29,6 +30,7 @@ pub mod message;
 pub mod model;
 pub mod objects;
 pub mod options;
+pub mod saved;
 pub mod session;
 pub mod session_calls;
 pub mod status;

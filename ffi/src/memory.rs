@@ -5,6 +5,7 @@
 
 use crate::status::{Failure, Outcome, TIDBIT_BUFFER_TOO_SMALL, TIDBIT_INVALID_UTF8};
 use std::ffi::c_char;
+use std::path::Path;
 
 /// `length` elements from the host.
 ///
@@ -36,6 +37,31 @@ pub(crate) unsafe fn text<'a>(data: *const c_char, length: usize, what: &str) ->
     let bytes = unsafe { slice(data.cast::<u8>(), length, what)? };
     std::str::from_utf8(bytes)
         .map_err(|e| Failure::new(TIDBIT_INVALID_UTF8, format!("{what} is not UTF-8 at byte {}", e.valid_up_to())))
+}
+
+/// A path from the host.
+///
+/// # Safety
+/// As [`slice`].
+pub(crate) unsafe fn path<'a>(data: *const c_char, length: usize) -> Outcome<&'a Path> {
+    #[cfg(unix)]
+    {
+        // SAFETY: as the caller says; bytes of either sign are bytes.
+        let bytes = unsafe { slice(data.cast::<u8>(), length, "the path")? };
+        if bytes.is_empty() || bytes.contains(&0) {
+            return Err(Failure::argument("a path has at least one byte and no NUL"));
+        }
+        Ok(Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(bytes)))
+    }
+    #[cfg(not(unix))]
+    {
+        // SAFETY: as the caller says.
+        let text = unsafe { text(data, length, "the path")? };
+        if text.is_empty() || text.contains('\0') {
+            return Err(Failure::argument("a path has at least one byte and no NUL"));
+        }
+        Ok(Path::new(text))
+    }
 }
 
 /// A place for one result.

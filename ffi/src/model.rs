@@ -2,13 +2,13 @@
 
 use crate::guard::{guard, injected};
 use crate::log;
-use crate::memory::{Out, slice};
+use crate::memory::{self, Out, slice};
 use crate::objects::{self, tidbit_model, tidbit_options};
 use crate::options::{Access, Settings, settings};
 use crate::status::{Failure, Outcome, Status};
 use std::ffi::{c_char, c_void};
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Instant;
 use tidbit_runtime::format::{self, Contents, FilePart, ModelFile};
@@ -102,31 +102,6 @@ fn finish(file: ModelFile, access: &'static str, settings: &Settings, started: I
     objects::insert(OpenModel { model, access, facts: OnceLock::new() })
 }
 
-/// A path from the host.
-///
-/// # Safety
-/// As [`slice`].
-unsafe fn path<'a>(data: *const c_char, length: usize) -> Outcome<std::borrow::Cow<'a, Path>> {
-    #[cfg(unix)]
-    {
-        // SAFETY: as the caller says; bytes of either sign are bytes.
-        let bytes = unsafe { slice(data.cast::<u8>(), length, "the path")? };
-        if bytes.is_empty() || bytes.contains(&0) {
-            return Err(Failure::argument("a path has at least one byte and no NUL"));
-        }
-        Ok(Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(bytes)).into())
-    }
-    #[cfg(not(unix))]
-    {
-        // SAFETY: as the caller says.
-        let text = unsafe { crate::memory::text(data, length, "the path")? };
-        if text.is_empty() || text.contains('\0') {
-            return Err(Failure::argument("a path has at least one byte and no NUL"));
-        }
-        Ok(Path::new(text).into())
-    }
-}
-
 /// Opens a model file.
 ///
 /// By default the file is read into memory: whatever is done to it afterwards (truncated, rewritten, removed) does not
@@ -150,9 +125,9 @@ pub unsafe extern "C" fn tidbit_model_open(
         let out = unsafe { Out::new(out_model, std::ptr::null_mut(), "out_model")? };
         let (started, settings) = (Instant::now(), settings(options)?);
         // SAFETY: as above.
-        let path = unsafe { self::path(path, path_length)? };
-        let file = format::open_regular(&path)?;
-        let file = open_file(FilePart { file: &file, path: &path, offset: 0, len: None }, &settings)?;
+        let path = unsafe { memory::path(path, path_length)? };
+        let file = format::open_regular(path)?;
+        let file = open_file(FilePart { file: &file, path, offset: 0, len: None }, &settings)?;
         out.set(finish(file, file_access(settings.access).1, &settings, started)?);
         Ok(())
     })
@@ -180,8 +155,8 @@ pub unsafe extern "C" fn tidbit_model_open_fd(
         let out = unsafe { Out::new(out_model, std::ptr::null_mut(), "out_model")? };
         let (started, settings) = (Instant::now(), settings(options)?);
         let file = duplicate(fd)?;
-        let (path, len) = (PathBuf::from(format!("descriptor {fd}")), (length > 0).then_some(length));
-        let file = open_file(FilePart { file: &file, path: &path, offset, len }, &settings)?;
+        let (name, len) = (format!("descriptor {fd}"), (length > 0).then_some(length));
+        let file = open_file(FilePart { file: &file, path: Path::new(&name), offset, len }, &settings)?;
         out.set(finish(file, file_access(settings.access).1, &settings, started)?);
         Ok(())
     })
@@ -283,9 +258,9 @@ pub unsafe extern "C" fn tidbit_model_estimate(
         let (out_model, out_session) = (out_model?, out_session?);
         let settings = settings(options)?;
         // SAFETY: as above.
-        let path = unsafe { self::path(path, path_length)? };
-        let file = format::open_regular(&path)?;
-        let contents = Contents::read(FilePart { file: &file, path: &path, offset: 0, len: None })?;
+        let path = unsafe { memory::path(path, path_length)? };
+        let file = format::open_regular(path)?;
+        let contents = Contents::read(FilePart { file: &file, path, offset: 0, len: None })?;
         let session = crate::session::memory_bytes(&contents, &settings)?;
         let model = memory_bytes(&contents, contents.file_bytes(), file_access(settings.access).0);
         out_model.set(model as u64);

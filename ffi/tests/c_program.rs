@@ -8,7 +8,7 @@
 mod support;
 
 use std::process::Command;
-use support::{build, model, scratch, shared_library, static_library, succeeds};
+use support::{build, gpt2, model, scratch, shared_library, static_library, succeeds};
 use tidbit_runtime::quant::QuantType;
 
 /// Compiles a C program with both libraries and runs it.
@@ -37,5 +37,19 @@ fn the_example_writes_what_the_reference_wrote() {
             let found = golden.as_array().unwrap().iter().any(|case| case["text"].as_str().unwrap().starts_with(text));
             assert!(text.len() > 15 && found, "{name}: {text:?} is not the start of a reference text");
         });
+    }
+}
+
+/// Every function and every misuse, from C.
+#[test]
+fn no_misuse_does_harm() {
+    let file = gpt2();
+    let folder = scratch();
+    for (i, library) in [static_library(), shared_library()].iter().enumerate() {
+        let Some(program) = build("tests/api.c", &folder.path().join(format!("api-{i}")), library) else { return };
+        let files = folder.path().join(format!("files-{i}"));
+        std::fs::create_dir(&files).unwrap();
+        let printed = succeeds(Command::new(program).arg(&file).arg(&files));
+        assert_eq!(printed, "every check passed\n");
     }
 }

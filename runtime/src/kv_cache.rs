@@ -98,6 +98,19 @@ impl Layout {
         self.n_kv_heads * self.block_len()
     }
 
+    /// Where number `d` of the key at a position lies in a head's block.
+    fn key_at(&self, position: usize, d: usize) -> usize {
+        let in_page = position % KEYS;
+        let tile = in_page / PANEL_ROWS * self.head_dim * PANEL_ROWS;
+        (tile + d * PANEL_ROWS + in_page % PANEL_ROWS) * self.cache_type.bytes()
+    }
+
+    /// Where the value at a position lies in a head's block.
+    fn value_at(&self, position: usize) -> usize {
+        let keys = KEYS * self.head_dim;
+        (keys + position % KEYS * self.head_dim.next_multiple_of(PANEL_ROWS)) * self.cache_type.bytes()
+    }
+
     /// Puts the key and the value of one token of head `head` into its block. `row` has all keys, then all values.
     fn put(&self, kernels: Kernels, head: usize, block: &mut [u8], position: usize, row: &[f32]) {
         let head_dim = self.head_dim;
@@ -194,6 +207,47 @@ impl KvCache {
     /// Bytes of the pages that another cache has too.
     pub fn shared_bytes(&self) -> usize {
         self.pages.iter().filter(|page| page.is_shared()).map(|page| page.bytes().len()).sum()
+    }
+
+    /// Bytes of the keys and values of one token, without padding.
+    pub fn token_bytes(&self) -> usize {
+        let layout = &self.layout;
+        layout.n_layers * layout.n_kv_heads * 2 * layout.head_dim * layout.cache_type.bytes()
+    }
+
+    /// Copies the keys and values of one token out, as `[layers][key-value heads][key head_dim, value head_dim]`.
+    ///
+    /// # Panics
+    /// When there is no such position, or `out` has not [`token_bytes`](Self::token_bytes) bytes.
+    pub fn export(&self, position: usize, out: &mut [u8]) {
+        assert_eq!(out.len(), self.token_bytes(), "the bytes of a token");
+        let (layout, page) = (&self.layout, self.pages[position / KEYS].bytes());
+        let (len, bytes) = (layout.head_dim * layout.cache_type.bytes(), layout.cache_type.bytes());
+        for (block, out) in page.chunks_exact(layout.block_len()).zip(out.chunks_exact_mut(2 * len)) {
+            let (key, value) = out.split_at_mut(len);
+            for (d, number) in key.chunks_exact_mut(bytes).enumerate() {
+                number.copy_from_slice(&block[layout.key_at(position, d)..][..bytes]);
+            }
+            value.copy_from_slice(&block[layout.value_at(position)..][..len]);
+        }
+    }
+
+    /// Copies the keys and values of one token in, as [`export`](Self::export) gave them.
+    ///
+    /// # Panics
+    /// When there is no such position, another cache shares it, or `token` has not [`token_bytes`](Self::token_bytes) bytes.
+    pub fn import(&mut self, position: usize, token: &[u8]) {
+        assert_eq!(token.len(), self.token_bytes(), "the bytes of a token");
+        let layout = self.layout;
+        let page = self.pages[position / KEYS].bytes_mut().expect("a page of its own");
+        let (len, bytes) = (layout.head_dim * layout.cache_type.bytes(), layout.cache_type.bytes());
+        for (block, token) in page.chunks_exact_mut(layout.block_len()).zip(token.chunks_exact(2 * len)) {
+            let (key, value) = token.split_at(len);
+            for (d, number) in key.chunks_exact(bytes).enumerate() {
+                block[layout.key_at(position, d)..][..bytes].copy_from_slice(number);
+            }
+            block[layout.value_at(position)..][..len].copy_from_slice(value);
+        }
     }
 
     /// How it keeps its numbers.

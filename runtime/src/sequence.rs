@@ -71,6 +71,15 @@ impl Sequence {
         Ok(Self { model: self.model.clone(), cache, context: self.context, position: self.position })
     }
 
+    /// An empty text of the same model, as long at most, in a cache of its own.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub(crate) fn empty(&self) -> Result<Self, SessionError> {
+        let options = SequenceOptions { context: Some(self.context), cache_type: Some(self.cache.cache_type()) };
+        Self::new(&self.model, &options)
+    }
+
     /// The model that it is a text of.
     pub fn model(&self) -> &Model {
         &self.model

@@ -1,12 +1,13 @@
 //! Opening a model file: map it, check everything, hand out tensors.
 
-use super::header::{Provenance, Stored, TensorRecord, digest, sha256_hex};
+use super::header::{Provenance, Stored, TensorRecord, digest, hex, sha256_hex};
 use super::{DATA_ALIGN, TOKENIZER, TOKENIZER_TABLES, VERSION, key};
 use crate::error::FormatError;
 use crate::quant::{Matrix, TILE_ID};
 use crate::spec::{Role, Spec};
 use crate::storage::{self, ALIGN, Bytes};
 use safetensors::tensor::Metadata;
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::ops::Range;
@@ -140,8 +141,13 @@ impl ModelFile {
     /// SHA-256 of everything before the tensors, in hexadecimal. It stands for the whole file, since the header has the
     /// checksum of every tensor.
     pub fn header_sha256(&self) -> String {
+        hex(&self.header_digest())
+    }
+
+    /// The same as bytes.
+    pub fn header_digest(&self) -> [u8; 32] {
         let end = self.contents.tensors.values().map(|t| t.range.start).min().unwrap_or(self.bytes.len());
-        sha256_hex(&self.bytes[..end])
+        Sha256::digest(&self.bytes[..end]).into()
     }
 
     /// Length of the file in bytes.

@@ -72,6 +72,11 @@ impl TextStream {
         &self.text
     }
 
+    /// A stream in the middle of a character.
+    pub fn with_pending(pending: Vec<u8>) -> Self {
+        Self { pending, text: String::new() }
+    }
+
     /// Bytes of a character that is not complete: at most 3.
     pub fn pending(&self) -> &[u8] {
         &self.pending
