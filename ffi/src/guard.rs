@@ -69,12 +69,31 @@ fn install_hook() {
     });
 }
 
-/// A panic where the tests ask for one, to see what the host gets. Not part of the header.
+/// Panics where the tests ask for it, to see what the host gets.
 #[cfg(feature = "inject-panic")]
-pub(crate) fn injected(place: &str) {
-    assert!(std::env::var("TIDBIT_INJECT_PANIC").as_deref() != Ok(place), "injected into {place}");
+pub mod inject {
+    use std::cell::Cell;
+
+    thread_local! {
+        static PLACE: Cell<&'static str> = const { Cell::new("") };
+    }
+
+    /// The next call of this thread that comes to `place` panics there.
+    pub fn panic_at(place: &'static str) {
+        PLACE.set(place);
+    }
+
+    pub(crate) fn here(place: &str) {
+        if PLACE.get() == place {
+            PLACE.set("");
+            panic!("injected into {place}");
+        }
+    }
 }
 
-/// Nothing, unless built for the tests.
-#[cfg(not(feature = "inject-panic"))]
-pub(crate) fn injected(_place: &str) {}
+/// A place where the tests may want a panic; nothing in what is released.
+pub(crate) fn injected(place: &str) {
+    #[cfg(feature = "inject-panic")]
+    inject::here(place);
+    let _ = place;
+}

@@ -313,6 +313,7 @@ impl State {
             self.logits_after = None;
             let mut wrong = None;
             let result = self.engine.each(&mut self.sequence, &ids[..n_run], |i, logits| {
+                injected("score");
                 match log_probability(kernels, logits, ids[i + 1]) {
                     Ok(score) => scores.push(score),
                     Err(failure) => wrong = Some(failure),
