@@ -98,17 +98,40 @@ impl Layout {
         self.n_kv_heads * self.block_len()
     }
 
-    /// Where number `d` of the key at a position lies in a head's block.
-    fn key_at(&self, position: usize, d: usize) -> usize {
-        let in_page = position % KEYS;
-        let tile = in_page / PANEL_ROWS * self.head_dim * PANEL_ROWS;
-        (tile + d * PANEL_ROWS + in_page % PANEL_ROWS) * self.cache_type.bytes()
+    /// Bytes of the key and the value of one head at one position, without padding.
+    fn number_bytes(&self) -> usize {
+        match self.cache_type {
+            CacheType::F32 => 2 * self.head_dim * 4,
+            CacheType::F16 => 2 * self.head_dim * 2,
+            CacheType::Q8 => 2 * self.head_dim + 4,
+        }
     }
 
-    /// Where the value at a position lies in a head's block.
-    fn value_at(&self, position: usize) -> usize {
-        let keys = KEYS * self.head_dim;
-        (keys + position % KEYS * self.head_dim.next_multiple_of(PANEL_ROWS)) * self.cache_type.bytes()
+    /// Calls `visit` with each piece of a head's block that the key at a position consists of, dimension by dimension, then
+    /// with those of the value, then with the scales, if there are any.
+    fn pieces(&self, position: usize, mut visit: impl FnMut(Range<usize>)) {
+        let (head_dim, position) = (self.head_dim, position % KEYS);
+        let padded = head_dim.next_multiple_of(PANEL_ROWS);
+        let mut piece = |start: usize, len: usize| visit(start..start + len);
+        match self.cache_type {
+            CacheType::F32 | CacheType::F16 => {
+                let bytes = if self.cache_type == CacheType::F32 { 4 } else { 2 };
+                let tile = position / PANEL_ROWS * head_dim * PANEL_ROWS + position % PANEL_ROWS;
+                (0..head_dim).for_each(|d| piece((tile + d * PANEL_ROWS) * bytes, bytes));
+                piece((KEYS * head_dim + position * padded) * bytes, head_dim * bytes);
+            }
+            CacheType::Q8 => {
+                let key = head_dim.next_multiple_of(4);
+                let (values, scales) = (KEYS * key, KEYS * (key + padded));
+                for d in (0..head_dim).step_by(4) {
+                    let line = position / PANEL_ROWS * PANEL_ROWS * key + d * PANEL_ROWS;
+                    piece(line + position % PANEL_ROWS * 4, (head_dim - d).min(4));
+                }
+                (0..head_dim).for_each(|d| piece(values + position / 4 * 4 * padded + d * 4 + position % 4, 1));
+                piece(scales + position * 2, 2);
+                piece(scales + (KEYS + position) * 2, 2);
+            }
+        }
     }
 
     /// Puts the key and the value of one token of head `head` into its block. `row` has all keys, then all values.
@@ -211,28 +234,28 @@ impl KvCache {
 
     /// Bytes of the keys and values of one token, without padding.
     pub fn token_bytes(&self) -> usize {
-        let layout = &self.layout;
-        layout.n_layers * layout.n_kv_heads * 2 * layout.head_dim * layout.cache_type.bytes()
+        self.layout.n_layers * self.layout.n_kv_heads * self.layout.number_bytes()
     }
 
-    /// Copies the keys and values of one token out, as `[layers][key-value heads][key head_dim, value head_dim]`.
+    /// Copies the keys and values of one token out: for each layer and head the key, the value, and the scales of both if
+    /// there are any.
     ///
     /// # Panics
     /// When there is no such position, or `out` has not [`token_bytes`](Self::token_bytes) bytes.
     pub fn export(&self, position: usize, out: &mut [u8]) {
         assert_eq!(out.len(), self.token_bytes(), "the bytes of a token");
         let (layout, page) = (&self.layout, self.pages[position / KEYS].bytes());
-        let (len, bytes) = (layout.head_dim * layout.cache_type.bytes(), layout.cache_type.bytes());
-        for (block, out) in page.chunks_exact(layout.block_len()).zip(out.chunks_exact_mut(2 * len)) {
-            let (key, value) = out.split_at_mut(len);
-            for (d, number) in key.chunks_exact_mut(bytes).enumerate() {
-                number.copy_from_slice(&block[layout.key_at(position, d)..][..bytes]);
-            }
-            value.copy_from_slice(&block[layout.value_at(position)..][..len]);
+        for (block, out) in page.chunks_exact(layout.block_len()).zip(out.chunks_exact_mut(layout.number_bytes())) {
+            let mut done = 0;
+            layout.pieces(position, |piece| {
+                out[done..done + piece.len()].copy_from_slice(&block[piece.clone()]);
+                done += piece.len();
+            });
         }
     }
 
-    /// Copies the keys and values of one token in, as [`export`](Self::export) gave them.
+    /// Copies the keys and values of one token in, as [`export`](Self::export) gave them. Padding must be zero already, as it
+    /// is in a new cache.
     ///
     /// # Panics
     /// When there is no such position, another cache shares it, or `token` has not [`token_bytes`](Self::token_bytes) bytes.
@@ -240,13 +263,12 @@ impl KvCache {
         assert_eq!(token.len(), self.token_bytes(), "the bytes of a token");
         let layout = self.layout;
         let page = self.pages[position / KEYS].bytes_mut().expect("a page of its own");
-        let (len, bytes) = (layout.head_dim * layout.cache_type.bytes(), layout.cache_type.bytes());
-        for (block, token) in page.chunks_exact_mut(layout.block_len()).zip(token.chunks_exact(2 * len)) {
-            let (key, value) = token.split_at(len);
-            for (d, number) in key.chunks_exact(bytes).enumerate() {
-                block[layout.key_at(position, d)..][..bytes].copy_from_slice(number);
-            }
-            block[layout.value_at(position)..][..len].copy_from_slice(value);
+        for (block, token) in page.chunks_exact_mut(layout.block_len()).zip(token.chunks_exact(layout.number_bytes())) {
+            let mut done = 0;
+            layout.pieces(position, |piece| {
+                block[piece.clone()].copy_from_slice(&token[done..done + piece.len()]);
+                done += piece.len();
+            });
         }
     }
 
