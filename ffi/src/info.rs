@@ -29,16 +29,22 @@ fn library() -> Value {
         "isas": supported,
         "cores": threads::available_cores(),
         "quant_types": QuantType::ALL.map(QuantType::name),
+        "json_tokenizer": cfg!(feature = "json-tokenizer"),
         "options": options::describe_keys(),
     })
 }
 
 /// As `tidbit inspect --json` tells it.
-fn model(open: &OpenModel) -> Outcome<Value> {
+fn model(open: &OpenModel) -> Value {
     let (file, spec) = (open.model.file(), open.model.spec());
     let declared = spec.tensors();
     let parameters = |keep: fn(Role) -> bool| -> u64 {
         declared.iter().filter(|t| keep(t.role)).map(TensorDecl::len).map(|n| n as u64).sum()
+    };
+    // One that cannot be used leaves all else to be known.
+    let tokenizer = match open.model.tokenizer() {
+        Ok(tokenizer) => tokenizer.map(|t| json!({ "tokens": t.vocab_len() })),
+        Err(error) => Some(json!({ "error": error.to_string() })),
     };
     let (mut weights, mut bytes) = (0u64, 0u64);
     let mut tensors = serde_json::Map::new();
@@ -51,7 +57,7 @@ fn model(open: &OpenModel) -> Outcome<Value> {
         let about = json!({ "type": record.stored, "shape": record.shape, "bytes": length, "sha256": record.sha256 });
         tensors.insert(name.replace('.', "/"), about);
     }
-    Ok(json!({
+    json!({
         "architecture": spec,
         "family": spec.family,
         "vocab_size": spec.vocab_size,
@@ -68,10 +74,10 @@ fn model(open: &OpenModel) -> Outcome<Value> {
         "header_sha256": file.header_sha256(),
         "access": open.access,
         "bits_per_weight": if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 },
-        "tokenizer": open.model.tokenizer()?.map(|t| json!({ "tokens": t.vocab_len() })),
+        "tokenizer": tokenizer,
         "provenance": file.provenance(),
         "tensors": tensors,
-    }))
+    })
 }
 
 fn session(session: &Session) -> Outcome<Value> {
@@ -105,10 +111,7 @@ fn with_facts<T>(handle: *const c_void, run: impl FnOnce(&Value) -> Outcome<T>) 
         Object::Decoder(_) => Err(Failure::new(TIDBIT_UNSUPPORTED, "there is nothing to know of a decoder")),
         Object::Model(open) => {
             // It does not change, and a model has many tensors.
-            if open.facts.get().is_none() {
-                let _ = open.facts.set(model(open)?);
-            }
-            run(open.facts.get().unwrap_or(&Value::Null))
+            run(open.facts.get_or_init(|| model(open)))
         }
     }
 }
@@ -134,8 +137,8 @@ fn find<'a>(facts: &'a Value, key: &str) -> Outcome<&'a Value> {
 /// Ownership: handle, key and buffer stay the caller's. A null buffer of capacity 0 asks for the length. A NUL follows the
 /// text where there is room.
 /// Threads: any; of a session that another call is using, `TIDBIT_BUSY`.
-/// Errors: `TIDBIT_UNKNOWN_KEY`; `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`; `TIDBIT_BAD_MODEL`,
-/// `TIDBIT_UNSUPPORTED`, `TIDBIT_POISONED`, `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_UTF8`, `TIDBIT_INVALID_ARGUMENT`.
+/// Errors: `TIDBIT_UNKNOWN_KEY`; `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`; `TIDBIT_UNSUPPORTED`
+/// of a decoder; `TIDBIT_POISONED`, `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_UTF8`, `TIDBIT_INVALID_ARGUMENT`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tidbit_info(
     handle: *const c_void,

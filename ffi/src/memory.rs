@@ -82,6 +82,18 @@ impl<T: Copy> Out<T> {
         Ok(Self(place))
     }
 
+    /// The same, or none where the host does not want the result.
+    ///
+    /// # Safety
+    /// As [`new`](Self::new).
+    pub(crate) unsafe fn optional(place: *mut T, empty: T, what: &str) -> Outcome<Option<Self>> {
+        if place.is_null() {
+            return Ok(None);
+        }
+        // SAFETY: as the caller says.
+        unsafe { Self::new(place, empty, what) }.map(Some)
+    }
+
     /// Puts the result there.
     pub(crate) fn set(&self, value: T) {
         // SAFETY: checked and vouched for in `new`.

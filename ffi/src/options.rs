@@ -96,7 +96,7 @@ struct Key {
 }
 
 const ACCESS: &[&str] = &["auto", "copy", "in-place"];
-const CACHE: &[&str] = &["auto", "f16", "f32"];
+const CACHE: &[&str] = &["auto", "f32", "f16", "q8"];
 
 const KEYS: &[Key] = &[
     Key {
@@ -133,15 +133,10 @@ const KEYS: &[Key] = &[
     },
     Key {
         name: "session.cache",
-        takes: Takes::Word(|s, i| s.cache_type = [None, Some(CacheType::F16), Some(CacheType::F32)][i], CACHE),
-        get: |s| {
-            json!(match s.cache_type {
-                None => "auto",
-                Some(CacheType::F16) => "f16",
-                Some(CacheType::F32) => "f32",
-            })
-        },
-        about: "how keys and values are kept; auto: f32 for a model of f32 weights, f16 for others",
+        takes: Takes::Word(|s, i| s.cache_type = CacheType::from_name(CACHE[i]), CACHE),
+        get: |s| json!(s.cache_type.map_or("auto", CacheType::name)),
+        about: "how keys and values are kept; auto: f32 for a model of f32 weights, q8 for one with integers of 8 bits or \
+                fewer, f16 for others",
     },
     Key {
         name: "session.ignore_eos",

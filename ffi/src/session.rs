@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use tidbit_runtime::engine::{Engine, EngineOptions, Feed, MAX_BATCH};
 use tidbit_runtime::error::SessionError;
 use tidbit_runtime::format::Contents;
+use tidbit_runtime::kernels::Kernels;
 use tidbit_runtime::model::Model;
 use tidbit_runtime::sampler::Sampler;
 use tidbit_runtime::sequence::{Sequence, SequenceOptions};
@@ -356,12 +357,19 @@ pub(crate) fn empty() -> Failure {
     Failure::new(TIDBIT_EMPTY, "the session has no token yet: append a text first")
 }
 
-/// Natural logarithm of the probability of `id`.
-pub(crate) fn log_probability(kernels: tidbit_runtime::kernels::Kernels, logits: &[f32], id: u32) -> Outcome<f32> {
-    let score = f64::from(logits[id as usize]) - kernels.log_sum_exp(logits);
-    if score.is_finite() {
-        return Ok(score as f32);
+/// What a logit is lowered by to become the natural logarithm of a probability.
+pub(crate) fn log_total(kernels: Kernels, logits: &[f32]) -> Outcome<f64> {
+    let total = kernels.log_sum_exp(logits);
+    match logits.iter().position(|v| v.is_nan() || *v == f32::INFINITY) {
+        None if total.is_finite() => Ok(total),
+        at => {
+            let token = at.unwrap_or(0);
+            Err(SessionError::NotFinite { token, value: logits[token] }.into())
+        }
     }
-    let token = logits.iter().position(|v| !v.is_finite()).unwrap_or(id as usize);
-    Err(SessionError::NotFinite { token, value: logits[token] }.into())
+}
+
+/// Natural logarithm of the probability of `id`.
+fn log_probability(kernels: Kernels, logits: &[f32], id: u32) -> Outcome<f32> {
+    Ok((f64::from(logits[id as usize]) - log_total(kernels, logits)?) as f32)
 }

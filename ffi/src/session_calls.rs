@@ -119,8 +119,7 @@ pub unsafe extern "C" fn tidbit_session_append_text(
 ) -> Status {
     guard(|| {
         // SAFETY: as in `tidbit_session_estimate`.
-        let out =
-            if out_n_tokens.is_null() { None } else { Some(unsafe { Out::new(out_n_tokens, 0, "out_n_tokens")? }) };
+        let out = unsafe { Out::optional(out_n_tokens, 0, "out_n_tokens")? };
         let session = objects::get::<Session>(session)?;
         // SAFETY: as above.
         let text = unsafe { self::text(text, text_length, "the text")? };
@@ -156,7 +155,7 @@ pub unsafe extern "C" fn tidbit_session_next(
 ) -> Status {
     guard_status(|| {
         // SAFETY: as in `tidbit_session_estimate`.
-        let out_token = if out_token.is_null() { None } else { Some(unsafe { Out::new(out_token, 0, "out_token")? }) };
+        let out_token = unsafe { Out::optional(out_token, 0, "out_token")? };
         // SAFETY: as above.
         let out = unsafe { Buffer::new(buffer, capacity, out_length)? };
         let session = objects::get::<Session>(session)?;
@@ -241,11 +240,11 @@ pub unsafe extern "C" fn tidbit_session_output(
             state.last(n_last, |row, logits, hidden| match what {
                 TIDBIT_LOGITS => out.put(row * width, logits),
                 TIDBIT_HIDDEN_STATES => out.put(row * width, hidden),
-                _ => match session::log_probability(kernels, logits, 0) {
-                    Ok(first) => {
-                        let all = f64::from(logits[0]) - f64::from(first);
-                        let part = logits.iter().map(|&logit| (f64::from(logit) - all) as f32);
-                        part.enumerate().for_each(|(i, value)| out.put(row * width + i, &[value]));
+                _ => match session::log_total(kernels, logits) {
+                    Ok(total) => {
+                        for (i, &logit) in logits.iter().enumerate() {
+                            out.put(row * width + i, &[(f64::from(logit) - total) as f32]);
+                        }
                     }
                     Err(failure) => wrong = Some(failure),
                 },

@@ -132,7 +132,9 @@ pub unsafe extern "C" fn tidbit_decoder_push(
         let mut stream = decoder.lock()?;
         let mut after = stream.clone();
         let mut text = String::new();
-        tokens.iter().for_each(|&id| text.push_str(after.push(tokenizer, id)));
+        for &id in tokens {
+            text.push_str(after.push(tokenizer, id));
+        }
         out.write_text(&text)?;
         *stream = after;
         Ok(())

@@ -653,6 +653,33 @@ static void sessions(void) {
     CHECK(info_int(session, "position") == (int64_t)n);
     free(saved);
 
+    /* Whatever the cache keeps. */
+    const char *types[] = {"f32", "f16", "q8", "auto"};
+    for (int i = 0; i < 4; i++) {
+        tidbit_options *typed = greedy();
+        OK(tidbit_options_set_text(typed, TEXT("session.cache"), types[i], strlen(types[i])));
+        tidbit_session *from = new_session(model, typed), *to = new_session(model, typed);
+        /* More than a page of 64 positions. */
+        OK(tidbit_session_append_text(from, TEXT("Once upon a time there was a king, and the king had three sons."), NULL));
+        text[0] = other[0] = 0;
+        generate(from, 60, text);
+        FAILS(TIDBIT_BUFFER_TOO_SMALL, tidbit_session_save(from, NULL, 0, &length));
+        uint8_t *bytes = malloc(2 * length);
+        OK(tidbit_session_save(from, bytes, length, &length));
+        OK(tidbit_session_load(to, bytes, length));
+        size_t again;
+        OK(tidbit_session_save(to, bytes + length, length, &again));
+        CHECK(again == length && memcmp(bytes, bytes + length, length) == 0);
+        text[0] = 0;
+        generate(from, 20, text);
+        generate(to, 20, other);
+        CHECK(strlen(text) > 0 && strcmp(text, other) == 0);
+        free(bytes);
+        OK(tidbit_session_free(from));
+        OK(tidbit_session_free(to));
+        OK(tidbit_options_free(typed));
+    }
+
     /* Outputs. */
     size_t vocab = (size_t)info_int(model, "vocab_size"), d_model = (size_t)info_int(model, "d_model");
     float *logits = malloc(4 * vocab * sizeof *logits), *again = malloc(4 * vocab * sizeof *again);

@@ -8,6 +8,7 @@
     clippy::undocumented_unsafe_blocks,
     reason = "what is given is wrong on purpose, within what the header allows"
 )]
+#![allow(clippy::cast_ptr_alignment, reason = "memory that was made of such lines")]
 #![allow(clippy::wildcard_imports, reason = "all functions of the header, and all codes")]
 
 mod support;
@@ -25,7 +26,7 @@ use tidbit::session_calls::*;
 use tidbit::status::*;
 use tidbit::tokenizer::*;
 
-/// Numbers that look random (SplitMix64, Steele et al. 2014).
+/// Numbers that look random (`SplitMix64`, Steele et al. 2014).
 struct Random(u64);
 
 impl Random {
@@ -205,7 +206,7 @@ impl Host {
             }
             4 => {
                 let (key, n) = self.text(&["model.access", "session.cache"]);
-                let (value, m) = self.text(&["copy", "in-place", "auto", "f16", "f32"]);
+                let (value, m) = self.text(&["copy", "in-place", "auto", "f16", "f32", "q8"]);
                 let (key, value) = (key.as_ptr().cast(), value.as_ptr().cast());
                 ("set_text", unsafe { tidbit_options_set_text(options, key, n, value, m) }, true)
             }
