@@ -105,7 +105,7 @@ build_ruby() { need ruby || return 77; ruby ffi/examples/ruby/stream.rb "${args[
 build_lua() { need luajit || return 77; luajit ffi/examples/lua/stream.lua "${args[@]}"; }
 build_php() {
   need php || return 77
-  php -m | grep -qi '^ffi$' || { echo "needs the FFI extension of PHP"; return 77; }
+  [[ $(php -m) == *FFI* ]] || { echo "needs the FFI extension of PHP"; return 77; }
   php -d ffi.enable=1 ffi/examples/php/stream.php "${args[@]}"
 }
 build_csharp() { need mcs mono || return 77; mcs -out:"$work/Stream.exe" ffi/examples/csharp/Stream.cs && mono "$work/Stream.exe" "${args[@]}"; }
