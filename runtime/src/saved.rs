@@ -102,7 +102,7 @@ pub fn write(sequence: &Sequence, text: &Text, out: impl Write) -> io::Result<()
     out.out.write_all(&check)
 }
 
-/// Takes what [`write`] wrote: a sequence like `like` with that text. Nothing else of `like` matters but its model, its
+/// Takes what [`write()`] wrote: a sequence like `like` with that text. Nothing else of `like` matters but its model, its
 /// context, and how its cache is kept.
 ///
 /// # Errors
