@@ -12,6 +12,14 @@ test:
 aarch64:
     tests/aarch64.sh
 
+# The examples of the C library, in every language whose tools are there
+ffi:
+    ffi/examples/run.sh
+
+# The C library under sanitizers
+sanitize:
+    ffi/tests/sanitize.sh address thread
+
 # Speed in the shape of GPT-2 124M, beside this machine's own ceilings
 bench:
     cargo run --release -- bench --shape gpt2 --quant q4,q8

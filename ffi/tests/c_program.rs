@@ -1,55 +1,55 @@
-//! A C program that is compiled against the committed header and linked with the library, static and shared, as an
+//! C programs that are compiled against the committed header and linked with the library, static and shared, as an
 //! application would do it.
 //!
 //! Without a C compiler (`CC`, or `cc`) the tests print that they are skipped.
 
 #![cfg(unix)]
 
-use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
-use std::path::{Path, PathBuf};
+mod support;
+
 use std::process::Command;
+use support::{build, gpt2, model, scratch, shared_library, static_library, succeeds};
+use tidbit_runtime::quant::QuantType;
 
-/// The C compiler, if there is one.
-fn compiler() -> Option<Command> {
-    let name = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
-    if Command::new(&name).arg("--version").output().is_ok_and(|o| o.status.success()) {
-        return Some(Command::new(name));
+/// Compiles a C program with both libraries and runs it.
+fn run_with_both(source: &str, args: &[&str], check: impl Fn(String)) {
+    let folder = scratch();
+    for (i, library) in [static_library(), shared_library()].iter().enumerate() {
+        let Some(program) = build(source, &folder.path().join(format!("program-{i}")), library) else { return };
+        check(succeeds(Command::new(program).args(args)));
     }
-    println!("skipped: no C compiler {}", name.display());
-    None
-}
-
-/// A built library. Cargo puts it beside this test, because the crate is also a Rust library that the test depends on.
-fn library(name: &str) -> PathBuf {
-    let path = std::env::current_exe().unwrap().with_file_name(name);
-    assert!(path.is_file(), "{} was not built", path.display());
-    path
-}
-
-/// Compiles `version.c`, links it with `library`, and checks what it prints.
-fn check(library: &Path, more: &[&str]) {
-    let Some(mut cc) = compiler() else { return };
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let name = library.file_name().unwrap().to_string_lossy();
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("version-with-{name}"));
-    cc.args(["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-I"]).arg(root.join("include"));
-    cc.arg(root.join("tests/version.c")).arg(library).args(more).arg("-o").arg(&program);
-    let compiled = cc.output().unwrap();
-    assert!(compiled.status.success(), "{cc:?}: {}", String::from_utf8_lossy(&compiled.stderr));
-
-    let ran = Command::new(&program).output().unwrap();
-    assert!(ran.status.success(), "{}: {}", program.display(), String::from_utf8_lossy(&ran.stderr));
-    assert_eq!(String::from_utf8_lossy(&ran.stdout), concat!(env!("CARGO_PKG_VERSION"), "\n"));
 }
 
 #[test]
-fn a_c_program_links_the_static_library() {
-    check(&library("libtidbit.a"), &["-lpthread", "-ldl", "-lm"]);
+fn a_c_program_links_either_library() {
+    run_with_both("tests/version.c", &[], |printed| assert_eq!(printed, concat!(env!("CARGO_PKG_VERSION"), "\n")));
 }
 
+/// What the reference wrote, greedily and in f32, is what the example prints.
 #[test]
-fn a_c_program_links_the_shared_library() {
-    let library = library(&format!("{DLL_PREFIX}tidbit{DLL_SUFFIX}"));
-    let folder = library.parent().unwrap().display().to_string();
-    check(&library, &[&format!("-Wl,-rpath,{folder}")]);
+fn the_example_writes_what_the_reference_wrote() {
+    for name in ["gpt2-mini", "neox-mini"] {
+        let file = model(name, QuantType::F32);
+        let data = support::root().join(format!("../tests/data/{name}/greedy.json"));
+        let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(data).unwrap()).unwrap();
+        run_with_both("examples/c/stream.c", &[file.to_str().unwrap(), "Once upon a time", "10"], |printed| {
+            let text = printed.strip_prefix("Once upon a time").unwrap().trim_end_matches('\n');
+            let found = golden.as_array().unwrap().iter().any(|case| case["text"].as_str().unwrap().starts_with(text));
+            assert!(text.len() > 15 && found, "{name}: {text:?} is not the start of a reference text");
+        });
+    }
+}
+
+/// Every function and every misuse, from C.
+#[test]
+fn no_misuse_does_harm() {
+    let file = gpt2();
+    let folder = scratch();
+    for (i, library) in [static_library(), shared_library()].iter().enumerate() {
+        let Some(program) = build("tests/api.c", &folder.path().join(format!("api-{i}")), library) else { return };
+        let files = folder.path().join(format!("files-{i}"));
+        std::fs::create_dir(&files).unwrap();
+        let printed = succeeds(Command::new(program).arg(&file).arg(&files));
+        assert_eq!(printed, "every check passed\n");
+    }
 }

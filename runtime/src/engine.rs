@@ -33,7 +33,9 @@ use crate::forward::{self, Activations, Batch};
 use crate::kernels::{self, Kernels};
 use crate::model::Model;
 use crate::ops::Buffer;
+use crate::quant::PANEL_ROWS;
 use crate::sequence::Sequence;
+use crate::spec::Spec;
 use crate::threads::{MAX_THREADS, available_cores};
 use std::ops::Range;
 use std::sync::Arc;
@@ -65,6 +67,8 @@ pub struct Engine {
     /// What the head takes and gives, for the tokens whose logits are wanted: `[rows, d_model]` and `[rows, vocab_size]`.
     finished: Buffer,
     logits: Buffer,
+    /// How many rows of both are those of the last step.
+    n_logits: usize,
     /// The tokens of a batch and their positions.
     ids: Vec<u32>,
     positions: Vec<usize>,
@@ -138,7 +142,7 @@ impl<'a> Feed<'a> {
     }
 }
 
-/// Logits after some tokens, a row `[vocab_size]` for each.
+/// What comes after some tokens, a row for each: logits `[vocab_size]`.
 #[derive(Clone, Copy)]
 pub struct Logits<'a> {
     rows: &'a Buffer,
@@ -183,6 +187,7 @@ impl Engine {
             acts: Activations::new(&backend, spec, max_batch)?,
             finished: backend.buffer(1, spec.d_model)?,
             logits: backend.buffer(1, spec.vocab_size)?,
+            n_logits: 0,
             ids: Vec::with_capacity(max_batch),
             positions: Vec::with_capacity(max_batch),
             model: model.clone(),
@@ -220,6 +225,13 @@ impl Engine {
             + self.logits.bytes()
     }
 
+    /// Bytes of scratch memory that an engine takes which is asked for one row of logits at a time, as far as the
+    /// architecture tells.
+    pub fn scratch_bytes_of(spec: &Spec, max_batch: usize) -> usize {
+        let row = spec.d_model.next_multiple_of(PANEL_ROWS) + spec.vocab_size.next_multiple_of(PANEL_ROWS);
+        (Activations::<Cpu>::elements(spec, max_batch) + row) * 4 + Cpu::scratch_bytes_of(spec, max_batch)
+    }
+
     /// Setting it stops a running [`step`](Self::step) before its next block. It stays set until the caller clears it.
     pub fn cancel_flag(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.cancel)
@@ -238,6 +250,7 @@ impl Engine {
         if n > self.max_batch {
             return Err(SessionError::LogitRows { asked: n, most: self.max_batch });
         }
+        self.n_logits = 0;
         self.reserve_logits(n)?;
         let mut at = 0;
         self.run(feeds, |engine, feed| {
@@ -251,7 +264,19 @@ impl Engine {
         if n > 0 {
             forward::logits(&mut self.backend, &self.model, &mut self.acts, (&self.finished, n), &mut self.logits);
         }
-        Ok(Logits { rows: &self.logits, n })
+        self.n_logits = n;
+        Ok(self.logits())
+    }
+
+    /// The logits that the last [`step`](Self::step) returned; none after one that failed, and after [`each`](Self::each).
+    pub fn logits(&self) -> Logits<'_> {
+        Logits { rows: &self.logits, n: self.n_logits }
+    }
+
+    /// Hidden states `[d_model]` that [`logits`](Self::logits) were made from: the residual stream after the last block and
+    /// the final normalization, as the head takes it.
+    pub fn hidden(&self) -> Logits<'_> {
+        Logits { rows: &self.finished, n: self.n_logits }
     }
 
     /// Runs `ids` and calls `visit(i, logits)` with the logits `[vocab_size]` after each of them, in order.
@@ -264,6 +289,7 @@ impl Engine {
         ids: &[u32],
         mut visit: impl FnMut(usize, &[f32]),
     ) -> Result<(), SessionError> {
+        self.n_logits = 0;
         self.reserve_logits(LOGIT_ROWS.min(ids.len()))?;
         self.run(&mut [Feed::new(sequence, ids)], |engine, feed| {
             for first in feed.now.clone().step_by(LOGIT_ROWS) {

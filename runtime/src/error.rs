@@ -239,6 +239,28 @@ pub enum DraftError {
     Session(#[from] SessionError),
 }
 
+/// A saved sequence that cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SavedError {
+    /// It is not what was written.
+    #[error("not a saved session, or a damaged one: {0}")]
+    Damaged(String),
+    /// It belongs to another model.
+    #[error("a saved session of another model: its header has sha256 {found}, expected {expected}")]
+    OtherModel {
+        /// What was saved.
+        found: String,
+        /// That of the model at hand.
+        expected: String,
+    },
+    /// Its keys and values are of another type.
+    #[error("a saved session whose cache is kept in another type")]
+    OtherCache,
+    /// It does not fit, or memory cannot be had.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}
+
 /// A sampling option out of range.
 #[derive(Debug, thiserror::Error)]
 #[error("`{option}` is {value}, expected {expected}")]

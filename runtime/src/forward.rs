@@ -5,6 +5,7 @@
 use crate::backend::{Backend, Chosen, Epilogue, Part};
 use crate::error::SessionError;
 use crate::model::{FeedForward, Layer, Linear, Mlp, Model, NormWeights};
+use crate::quant::PANEL_ROWS;
 use crate::spec::{Experts, Place, Position, Residual, Spec};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,17 +72,15 @@ impl<B: Backend> Activations<B> {
         })
     }
 
-    /// f32 elements of a batch of `max_tokens`, for an estimate of memory.
+    /// f32 elements of a batch of `max_tokens`, for an estimate of memory; rows are padded as the processor's are.
     pub fn elements(spec: &Spec, max_tokens: usize) -> usize {
         let a = &spec.attention;
-        let experts = |e: &Experts| e.count + 1 + e.ffn_dim + e.shared_dim.unwrap_or(1) + spec.d_model;
-        max_tokens
-            * (spec.mlp.experts.as_ref().map_or(0, experts)
-                + 3 * spec.d_model
-                + narrow(spec).unwrap_or(0)
-                + a.qkv_rows()
-                + a.n_heads * a.head_dim
-                + spec.mlp.ffn_dim)
+        let experts = |e: &Experts| vec![e.count, 1, e.ffn_dim, e.shared_dim.unwrap_or(1), spec.d_model];
+        let mut cols =
+            vec![spec.d_model, spec.d_model, spec.d_model, a.qkv_rows(), a.n_heads * a.head_dim, spec.mlp.ffn_dim];
+        cols.extend(narrow(spec));
+        cols.extend(spec.mlp.experts.iter().flat_map(experts));
+        max_tokens * cols.iter().map(|cols| cols.next_multiple_of(PANEL_ROWS)).sum::<usize>()
     }
 }
 

@@ -16,7 +16,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::SessionError;
-use crate::format::{ModelFile, Stored};
+use crate::format::{Contents, ModelFile, Stored};
 pub use crate::kernels::CacheType;
 use crate::kernels::{HeadCache, KEYS, Kernels};
 use crate::pages::Page;
@@ -58,9 +58,19 @@ pub fn bytes_per_token(spec: &Spec, cache_type: CacheType) -> usize {
     spec.n_layers * spec.attention.n_kv_heads * cache_type.head_bytes(spec.attention.head_dim)
 }
 
+/// Bytes of a cache for `context` tokens: whole pages.
+pub fn bytes_of(spec: &Spec, cache_type: CacheType, context: usize) -> usize {
+    context.next_multiple_of(KEYS).saturating_mul(bytes_per_token(spec, cache_type))
+}
+
 /// How the cache of a model is kept unless told otherwise, as [`usual_type`] says of its weights.
 pub fn default_type(file: &ModelFile) -> CacheType {
-    usual_type(file.tensors().filter_map(|(_, record, _)| match record.stored {
+    default_type_of(file.contents())
+}
+
+/// The same from the header alone.
+pub fn default_type_of(contents: &Contents) -> CacheType {
+    usual_type(contents.tensors().filter_map(|(_, record, _)| match record.stored {
         Stored::Bytes | Stored::Vector => None,
         Stored::Matrix(quant) => Some(quant),
     }))
@@ -86,6 +96,42 @@ impl Layout {
     /// Bytes of all heads' blocks of one layer.
     fn layer_len(&self) -> usize {
         self.n_kv_heads * self.block_len()
+    }
+
+    /// Bytes of the key and the value of one head at one position, without padding.
+    fn number_bytes(&self) -> usize {
+        match self.cache_type {
+            CacheType::F32 => 2 * self.head_dim * 4,
+            CacheType::F16 => 2 * self.head_dim * 2,
+            CacheType::Q8 => 2 * self.head_dim + 4,
+        }
+    }
+
+    /// Calls `visit` with each piece of a head's block that the key at a position consists of, dimension by dimension, then
+    /// with those of the value, then with the scales, if there are any.
+    fn pieces(&self, position: usize, mut visit: impl FnMut(Range<usize>)) {
+        let (head_dim, position) = (self.head_dim, position % KEYS);
+        let padded = head_dim.next_multiple_of(PANEL_ROWS);
+        let mut piece = |start: usize, len: usize| visit(start..start + len);
+        match self.cache_type {
+            CacheType::F32 | CacheType::F16 => {
+                let bytes = if self.cache_type == CacheType::F32 { 4 } else { 2 };
+                let tile = position / PANEL_ROWS * head_dim * PANEL_ROWS + position % PANEL_ROWS;
+                (0..head_dim).for_each(|d| piece((tile + d * PANEL_ROWS) * bytes, bytes));
+                piece((KEYS * head_dim + position * padded) * bytes, head_dim * bytes);
+            }
+            CacheType::Q8 => {
+                let key = head_dim.next_multiple_of(4);
+                let (values, scales) = (KEYS * key, KEYS * (key + padded));
+                for d in (0..head_dim).step_by(4) {
+                    let line = position / PANEL_ROWS * PANEL_ROWS * key + d * PANEL_ROWS;
+                    piece(line + position % PANEL_ROWS * 4, (head_dim - d).min(4));
+                }
+                (0..head_dim).for_each(|d| piece(values + position / 4 * 4 * padded + d * 4 + position % 4, 1));
+                piece(scales + position * 2, 2);
+                piece(scales + (KEYS + position) * 2, 2);
+            }
+        }
     }
 
     /// Puts the key and the value of one token of head `head` into its block. `row` has all keys, then all values.
@@ -184,6 +230,46 @@ impl KvCache {
     /// Bytes of the pages that another cache has too.
     pub fn shared_bytes(&self) -> usize {
         self.pages.iter().filter(|page| page.is_shared()).map(|page| page.bytes().len()).sum()
+    }
+
+    /// Bytes of the keys and values of one token, without padding.
+    pub fn token_bytes(&self) -> usize {
+        self.layout.n_layers * self.layout.n_kv_heads * self.layout.number_bytes()
+    }
+
+    /// Copies the keys and values of one token out: for each layer and head the key, the value, and the scales of both if
+    /// there are any.
+    ///
+    /// # Panics
+    /// When there is no such position, or `out` has not [`token_bytes`](Self::token_bytes) bytes.
+    pub fn export(&self, position: usize, out: &mut [u8]) {
+        assert_eq!(out.len(), self.token_bytes(), "the bytes of a token");
+        let (layout, page) = (&self.layout, self.pages[position / KEYS].bytes());
+        for (block, out) in page.chunks_exact(layout.block_len()).zip(out.chunks_exact_mut(layout.number_bytes())) {
+            let mut done = 0;
+            layout.pieces(position, |piece| {
+                out[done..done + piece.len()].copy_from_slice(&block[piece.clone()]);
+                done += piece.len();
+            });
+        }
+    }
+
+    /// Copies the keys and values of one token in, as [`export`](Self::export) gave them. Padding must be zero already, as it
+    /// is in a new cache.
+    ///
+    /// # Panics
+    /// When there is no such position, another cache shares it, or `token` has not [`token_bytes`](Self::token_bytes) bytes.
+    pub fn import(&mut self, position: usize, token: &[u8]) {
+        assert_eq!(token.len(), self.token_bytes(), "the bytes of a token");
+        let layout = self.layout;
+        let page = self.pages[position / KEYS].bytes_mut().expect("a page of its own");
+        for (block, token) in page.chunks_exact_mut(layout.block_len()).zip(token.chunks_exact(layout.number_bytes())) {
+            let mut done = 0;
+            layout.pieces(position, |piece| {
+                block[piece.clone()].copy_from_slice(&token[done..done + piece.len()]);
+                done += piece.len();
+            });
+        }
     }
 
     /// How it keeps its numbers.

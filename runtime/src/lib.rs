@@ -20,6 +20,7 @@
 //! | [`forward`] | the one forward pass, which reads the spec |
 //! | [`sampler`] | logits to a token id |
 //! | [`sequence`] | one text: its cache and position |
+//! | [`saved`] | a sequence as bytes |
 //! | [`engine`] | a model at work for any number of texts |
 //! | [`session`] | a model at work for one text: prefill, decode, rewind |
 //! | [`speculate`] | decoding with guesses that change nothing but the time |
@@ -41,6 +42,7 @@ pub mod ops;
 pub mod pages;
 pub mod quant;
 pub mod sampler;
+pub mod saved;
 pub mod sequence;
 pub mod session;
 pub mod spec;

@@ -88,6 +88,7 @@ fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
 pub struct Sampler {
     options: SamplerOptions,
     rng: Pcg64Mcg,
+    draws: u64,
     penalized: Vec<f32>,
     candidates: Vec<Candidate>,
 }
@@ -100,12 +101,24 @@ impl Sampler {
     pub fn new(options: SamplerOptions) -> Result<Self, SamplerError> {
         options.validate()?;
         let rng = Pcg64Mcg::seed_from_u64(options.seed);
-        Ok(Self { options, rng, penalized: Vec::new(), candidates: Vec::new() })
+        Ok(Self { options, rng, draws: 0, penalized: Vec::new(), candidates: Vec::new() })
     }
 
     /// The options it was made with.
     pub fn options(&self) -> &SamplerOptions {
         &self.options
+    }
+
+    /// How many random numbers were taken: one for each token, none at temperature 0.
+    pub fn draws(&self) -> u64 {
+        self.draws
+    }
+
+    /// Goes to the place where `draws` random numbers have been taken since it was made.
+    pub fn set_draws(&mut self, draws: u64) {
+        self.rng = Pcg64Mcg::seed_from_u64(self.options.seed);
+        self.rng.advance(u128::from(draws));
+        self.draws = draws;
     }
 
     /// The next token. `logits` is `[vocab_size]`; `recent` are the tokens so far, latest last.
@@ -237,6 +250,7 @@ impl Sampler {
     /// Draws one of the candidates by weight. The best one is always among them, so the sum is
     /// at least 1.
     fn draw(&mut self) -> u32 {
+        self.draws += 1;
         // 53 random bits: every f64 step of [0, 1).
         let unit = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
         let goal = unit * self.total();

@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 use crate::error::SessionError;
+use crate::format::Contents;
 use crate::kv_cache::{self, CacheType, KvCache};
 use crate::model::Model;
+use crate::spec::Spec;
 
 /// How a sequence is made.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +16,30 @@ pub struct SequenceOptions {
     pub context: Option<usize>,
     /// How the cache keeps its numbers; when `None`, as [`usual_type`](crate::kv_cache::usual_type) says.
     pub cache_type: Option<CacheType>,
+}
+
+impl SequenceOptions {
+    /// Tokens that the cache of such a sequence holds.
+    ///
+    /// # Errors
+    /// When the context is out of range.
+    pub fn checked_context(&self, spec: &Spec) -> Result<usize, SessionError> {
+        let context = self.context.unwrap_or(spec.context_length);
+        if context == 0 || context > spec.max_context() {
+            return Err(SessionError::Context { asked: context, most: spec.max_context() });
+        }
+        Ok(context)
+    }
+
+    /// Bytes of the cache when it is full.
+    ///
+    /// # Errors
+    /// When the context is out of range.
+    pub fn cache_bytes(&self, contents: &Contents) -> Result<usize, SessionError> {
+        let context = self.checked_context(contents.spec())?;
+        let cache_type = self.cache_type.unwrap_or_else(|| kv_cache::default_type_of(contents));
+        Ok(kv_cache::bytes_of(contents.spec(), cache_type, context))
+    }
 }
 
 /// One text in progress. It is nothing but memory: an [`Engine`](crate::engine::Engine) of the same model runs it.
@@ -31,10 +57,7 @@ impl Sequence {
     /// When the context is out of range, or its memory cannot be had.
     pub fn new(model: &Model, options: &SequenceOptions) -> Result<Self, SessionError> {
         let spec = model.spec();
-        let context = options.context.unwrap_or(spec.context_length);
-        if context == 0 || context > spec.max_context() {
-            return Err(SessionError::Context { asked: context, most: spec.max_context() });
-        }
+        let context = options.checked_context(spec)?;
         let cache_type = options.cache_type.unwrap_or_else(|| kv_cache::default_type(model.file()));
         Ok(Self { cache: KvCache::new(spec, cache_type, context)?, model: model.clone(), context, position: 0 })
     }
@@ -47,6 +70,15 @@ impl Sequence {
     pub fn fork(&self) -> Result<Self, SessionError> {
         let cache = self.cache.fork(self.position)?;
         Ok(Self { model: self.model.clone(), cache, context: self.context, position: self.position })
+    }
+
+    /// An empty text of the same model, as long at most, in a cache of its own.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub(crate) fn empty(&self) -> Result<Self, SessionError> {
+        let options = SequenceOptions { context: Some(self.context), cache_type: Some(self.cache.cache_type()) };
+        Self::new(&self.model, &options)
     }
 
     /// The model that it is a text of.

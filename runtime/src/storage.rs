@@ -1,4 +1,4 @@
-//! Bytes that do not move: a memory-mapped file, or an aligned buffer for tests and benches; and memory of zeros.
+//! Bytes that do not move: a memory-mapped file, a copy of one, or memory that someone lends; and memory of zeros.
 //!
 //! [`Bytes`] is a cheap, shared window into such memory. Everything above it (tensors, matrices)
 //! owns a window and needs no lifetime, so a model can be shared by any number of threads. [`Zeros`] is scratch memory.
@@ -26,6 +26,8 @@ unsafe impl bytemuck::Pod for Line {}
 enum Memory {
     Mapped(memmap2::Mmap),
     Owned(Vec<Line>),
+    Copied(MmapMut),
+    Lent(Box<dyn Lender>),
 }
 
 impl Memory {
@@ -33,8 +35,19 @@ impl Memory {
         match self {
             Self::Mapped(map) => map,
             Self::Owned(lines) => bytemuck::must_cast_slice(lines),
+            Self::Copied(map) => map,
+            Self::Lent(lender) => lender.bytes(),
         }
     }
+}
+
+/// Someone else's memory. It is given back by dropping the lender, with the last window into it.
+///
+/// # Safety
+/// [`bytes`](Self::bytes) returns the same memory each time, and nobody writes to it.
+pub unsafe trait Lender: std::fmt::Debug + Send + Sync {
+    /// The memory.
+    fn bytes(&self) -> &[u8];
 }
 
 /// A shared, immutable window of bytes.
@@ -55,8 +68,47 @@ impl Bytes {
         // mapped files (SECURITY.md). No Rust invariant is built on the mapped values: all
         // offsets were copied out of the header and checked against the length at open.
         let map = unsafe { memmap2::Mmap::map(file)? };
-        let range = 0..map.len();
-        Ok(Self { memory: Arc::new(Memory::Mapped(map)), range })
+        Ok(Self::all_of(Memory::Mapped(map)))
+    }
+
+    /// Maps `len` bytes of a file from `offset` on, read-only. They are aligned as `offset` is.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    pub fn map_part(file: &File, offset: u64, len: usize) -> std::io::Result<Self> {
+        // SAFETY: as in `map`.
+        let map = unsafe { memmap2::MmapOptions::new().offset(offset).len(len).map(file)? };
+        Ok(Self::all_of(Memory::Mapped(map)))
+    }
+
+    /// Reads `len` bytes of a file from `offset` on into memory of its own: what happens to the file later does not matter.
+    ///
+    /// # Errors
+    /// When there is not so much memory, the file ends before, or it cannot be read.
+    pub fn read_part(file: &File, offset: u64, len: usize) -> std::io::Result<Self> {
+        let mut map = MmapMut::map_anon(len.max(1))?;
+        read_exact_at(file, &mut map[..len], offset)?;
+        Ok(Self { memory: Arc::new(Memory::Copied(map)), range: 0..len })
+    }
+
+    /// Copies `bytes` as [`copy_from`](Self::copy_from) does, unless there is not so much memory.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    pub fn try_copy_from(bytes: &[u8]) -> std::io::Result<Self> {
+        let mut map = MmapMut::map_anon(bytes.len().max(1))?;
+        map[..bytes.len()].copy_from_slice(bytes);
+        Ok(Self { memory: Arc::new(Memory::Copied(map)), range: 0..bytes.len() })
+    }
+
+    /// Memory that `lender` lends until the last window into it is dropped.
+    pub fn lent(lender: Box<dyn Lender>) -> Self {
+        Self::all_of(Memory::Lent(lender))
+    }
+
+    fn all_of(memory: Memory) -> Self {
+        let range = 0..memory.as_slice().len();
+        Self { memory: Arc::new(memory), range }
     }
 
     /// Copies `bytes` into a buffer aligned to [`ALIGN`].
@@ -74,9 +126,11 @@ impl Bytes {
         match &*self.memory {
             #[cfg(unix)]
             Memory::Mapped(map) => map.lock(),
+            #[cfg(unix)]
+            Memory::Copied(map) => map.lock(),
             #[cfg(not(unix))]
-            Memory::Mapped(_) => Err(std::io::ErrorKind::Unsupported.into()),
-            Memory::Owned(_) => Ok(()),
+            Memory::Mapped(_) | Memory::Copied(_) => Err(std::io::ErrorKind::Unsupported.into()),
+            Memory::Owned(_) | Memory::Lent(_) => Ok(()),
         }
     }
 
@@ -92,6 +146,32 @@ impl Deref for Bytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         &self.memory.as_slice()[self.range.clone()]
+    }
+}
+
+/// Fills `into` from `offset` on, without moving the file's own position: a descriptor may be shared.
+///
+/// # Errors
+/// When the file ends before, or cannot be read.
+pub(crate) fn read_exact_at(file: &File, into: &mut [u8], offset: u64) -> std::io::Result<()> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::read_exact_at(file, into, offset);
+    #[cfg(windows)]
+    {
+        let (mut into, mut offset) = (into, offset);
+        while !into.is_empty() {
+            let n = std::os::windows::fs::FileExt::seek_read(file, into, offset)?;
+            if n == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            (into, offset) = (&mut into[n..], offset + n as u64);
+        }
+        Ok(())
+    }
+    #[cfg(not(any(unix, windows)))]
+    {
+        let _ = (file, into, offset);
+        Err(std::io::ErrorKind::Unsupported.into())
     }
 }
 

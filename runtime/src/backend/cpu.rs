@@ -28,7 +28,6 @@ impl Cpu {
     /// # Errors
     /// When threads cannot be started.
     pub fn new(kernels: Kernels, n_threads: usize, spec: &Spec, max_tokens: usize) -> Result<Self, SessionError> {
-        let widest = spec.d_model.max(spec.mlp.widest()).max(spec.attention.n_heads * spec.attention.head_dim);
         let window = spec.attention.window.as_ref().and_then(|w| w.rotary.as_ref());
         let rotaries = match &spec.position {
             Position::Rotary(rotary) => vec![rotary],
@@ -42,7 +41,7 @@ impl Cpu {
         Ok(Self {
             kernels,
             pool: Pool::new(n_threads).map_err(SessionError::Spawn)?,
-            scratch: MatmulScratch::new(max_tokens, widest)?,
+            scratch: MatmulScratch::new(max_tokens, widest(spec))?,
             rotations,
             slopes,
         })
@@ -62,6 +61,16 @@ impl Cpu {
     pub fn scratch_bytes(&self) -> usize {
         self.scratch.bytes()
     }
+
+    /// Bytes of scratch memory of a device for batches of up to `max_tokens`.
+    pub fn scratch_bytes_of(spec: &Spec, max_tokens: usize) -> usize {
+        MatmulScratch::bytes_of(max_tokens, widest(spec))
+    }
+}
+
+/// The most columns that a product of this architecture has.
+fn widest(spec: &Spec) -> usize {
+    spec.d_model.max(spec.mlp.widest()).max(spec.attention.n_heads * spec.attention.head_dim)
 }
 
 impl Backend for Cpu {

@@ -11,7 +11,7 @@ pub mod header;
 pub mod model_file;
 
 pub use header::{Provenance, SourceFile, Stored, TensorRecord};
-pub use model_file::{ModelFile, VerifyReport};
+pub use model_file::{Access, Contents, FilePart, ModelFile, VerifyReport, open_regular};
 
 /// Version of the format; a reader refuses any other.
 pub const VERSION: &str = "1";

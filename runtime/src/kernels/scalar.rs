@@ -1,4 +1,7 @@
 //! The portable instruction set: plain Rust, the reference that the others must equal bit for bit.
+//!
+//! On x86-64 it serves processors without AVX2 only, and has no instruction for `fma`, so what is long is not inlined there:
+//! unrolled into every kernel it made half of a stripped library (3.3 of 6.6 MB of code).
 
 use super::simd::{LANES, Simd};
 use std::array::from_fn;
@@ -29,7 +32,8 @@ impl Simd for Scalar {
         // SAFETY: valid for 16 elements, the trait's contract.
         unsafe { p.cast::<Self::F>().write_unaligned(v) }
     }
-    #[inline(always)]
+    #[cfg_attr(target_arch = "x86_64", inline(never))]
+    #[cfg_attr(not(target_arch = "x86_64"), inline(always))]
     unsafe fn load_f16(p: *const u16) -> Self::F {
         // SAFETY: valid for 16 elements, the trait's contract.
         let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
@@ -41,7 +45,8 @@ impl Simd for Scalar {
         let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
         bits.map(|b| f32::from_bits(u32::from(b) << 16))
     }
-    #[inline(always)]
+    #[cfg_attr(target_arch = "x86_64", inline(never))]
+    #[cfg_attr(not(target_arch = "x86_64"), inline(always))]
     unsafe fn store_f16(p: *mut u16, v: Self::F) {
         let bits = v.map(|x| half::f16::from_f32_const(x).to_bits());
         // SAFETY: valid for 16 elements, the trait's contract.
@@ -63,7 +68,8 @@ impl Simd for Scalar {
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
         from_fn(|i| a[i] / b[i])
     }
-    #[inline(always)]
+    #[cfg_attr(target_arch = "x86_64", inline(never))]
+    #[cfg_attr(not(target_arch = "x86_64"), inline(always))]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
@@ -83,7 +89,8 @@ impl Simd for Scalar {
     unsafe fn select_lt(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
         from_fn(|i| if a[i] < b[i] { x[i] } else { y[i] })
     }
-    #[inline(always)]
+    #[cfg_attr(target_arch = "x86_64", inline(never))]
+    #[cfg_attr(not(target_arch = "x86_64"), inline(always))]
     unsafe fn round(a: Self::F) -> Self::F {
         a.map(f32::round_ties_even)
     }
@@ -96,7 +103,8 @@ impl Simd for Scalar {
         // SAFETY: valid for 16 elements, the trait's contract.
         unsafe { p.cast::<[i8; LANES]>().write_unaligned(v.map(|x| x as i8)) }
     }
-    #[inline(always)]
+    #[cfg_attr(target_arch = "x86_64", inline(never))]
+    #[cfg_attr(not(target_arch = "x86_64"), inline(always))]
     unsafe fn transpose(v: &mut [Self::F; LANES]) {
         *v = from_fn(|i| from_fn(|j| v[j][i]));
     }
@@ -121,7 +129,8 @@ impl Simd for Scalar {
         // SAFETY: valid for 64 bytes, the trait's contract.
         unsafe { p.cast::<Self::B>().read_unaligned() }
     }
-    #[inline(always)]
+    #[cfg_attr(target_arch = "x86_64", inline(never))]
+    #[cfg_attr(not(target_arch = "x86_64"), inline(always))]
     unsafe fn load_codes(p: *const u8, table: Self::T) -> (Self::B, Self::B) {
         // SAFETY: valid for 64 bytes, the trait's contract.
         let bytes = unsafe { p.cast::<[u8; 64]>().read_unaligned() };
@@ -137,7 +146,8 @@ impl Simd for Scalar {
         // SAFETY: valid for 64 bytes, the trait's contract.
         unsafe { p.cast::<Self::B>().write_unaligned(v) }
     }
-    #[inline(always)]
+    #[cfg_attr(target_arch = "x86_64", inline(never))]
+    #[cfg_attr(not(target_arch = "x86_64"), inline(always))]
     unsafe fn dot_i8(acc: Self::I, w: Self::B, x: *const i8) -> Self::I {
         // SAFETY: valid for 4 bytes, the trait's contract.
         let x = unsafe { x.cast::<[i8; 4]>().read_unaligned() };
@@ -151,11 +161,13 @@ impl Simd for Scalar {
         // SAFETY: as for `dot_i8`, whose contract is the same.
         unsafe { Self::dot_i8(acc, w, x) }
     }
-    #[inline(always)]
+    #[cfg_attr(target_arch = "x86_64", inline(never))]
+    #[cfg_attr(not(target_arch = "x86_64"), inline(always))]
     unsafe fn pack_i8(columns: [Self::F; 4]) -> Self::B {
         from_fn(|i| columns[i % 4][i / 4].round_ties_even() as i8)
     }
-    #[inline(always)]
+    #[cfg_attr(target_arch = "x86_64", inline(never))]
+    #[cfg_attr(not(target_arch = "x86_64"), inline(always))]
     unsafe fn pack_u8(columns: [Self::F; 4]) -> Self::B {
         from_fn(|i| columns[i % 4][i / 4].round_ties_even() as u8 as i8)
     }
@@ -165,7 +177,8 @@ impl Simd for Scalar {
         let bytes = unsafe { p.cast::<[i8; 16]>().read_unaligned() };
         from_fn(|i| bytes[i % 16])
     }
-    #[inline(always)]
+    #[cfg_attr(target_arch = "x86_64", inline(never))]
+    #[cfg_attr(not(target_arch = "x86_64"), inline(always))]
     unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {
         index.map(|i| table[i as usize & 15])
     }
@@ -185,14 +198,16 @@ impl Simd for Scalar {
     unsafe fn select_negative(v: Self::B, x: Self::B, y: Self::B) -> Self::B {
         from_fn(|i| if v[i] < 0 { x[i] } else { y[i] })
     }
-    #[inline(always)]
+    #[cfg_attr(target_arch = "x86_64", inline(never))]
+    #[cfg_attr(not(target_arch = "x86_64"), inline(always))]
     unsafe fn dot_u8(acc: Self::I, a: Self::B, w: Self::B) -> Self::I {
         from_fn(|row| {
             let products = (row * 4..row * 4 + 4).map(|i| i32::from(a[i] as u8) * i32::from(w[i]));
             acc[row] + products.sum::<i32>()
         })
     }
-    #[inline(always)]
+    #[cfg_attr(target_arch = "x86_64", inline(never))]
+    #[cfg_attr(not(target_arch = "x86_64"), inline(always))]
     unsafe fn dot_squares(acc: Self::I, w: Self::B) -> Self::I {
         from_fn(|row| acc[row] + (row * 4..row * 4 + 4).map(|i| i32::from(w[i]).pow(2)).sum::<i32>())
     }

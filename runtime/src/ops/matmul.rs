@@ -23,6 +23,11 @@ impl MatmulScratch {
         zeros(max_tokens.saturating_mul(max_cols.div_ceil(BLOCK)), ActBlock::ZERO, "8-bit activations").map(Self)
     }
 
+    /// Bytes that such scratch memory takes.
+    pub fn bytes_of(max_tokens: usize, max_cols: usize) -> usize {
+        max_tokens.saturating_mul(max_cols.div_ceil(BLOCK)).saturating_mul(size_of::<ActBlock>())
+    }
+
     /// Bytes it takes.
     pub fn bytes(&self) -> usize {
         self.0.len() * size_of::<ActBlock>()

@@ -1,5 +1,6 @@
 //! A tokenizer as the `tokenizers` crate reads it from a `tokenizer.json`.
 
+use super::byte_char;
 use crate::error::TokenizerError;
 use std::collections::HashMap;
 use tokenizers::decoders::DecoderWrapper;
@@ -63,17 +64,6 @@ impl Json {
             }
         }
     }
-}
-
-/// The character that stands for a byte in the vocabulary of a byte-level tokenizer (Radford et al.
-/// 2019): printable Latin-1 is itself, the other bytes follow from U+0100 on, in order.
-pub fn byte_char(byte: u8) -> char {
-    let is_printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    if is_printable(byte) {
-        return char::from(byte);
-    }
-    let before = (0..byte).filter(|&b| !is_printable(b)).count() as u32;
-    char::from_u32(0x100 + before).unwrap_or(char::REPLACEMENT_CHARACTER)
 }
 
 /// The library's messages may span lines; ours are one.

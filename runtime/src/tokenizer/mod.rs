@@ -11,14 +11,17 @@
 #![forbid(unsafe_code)]
 
 pub mod bpe;
+#[cfg(feature = "json-tokenizer")]
+mod json;
+#[cfg(not(feature = "json-tokenizer"))]
+#[path = "no_json.rs"]
 mod json;
 mod merge;
 pub mod scanner;
 mod section;
 mod stream;
 
-pub use json::byte_char;
-pub use stream::StreamDecoder;
+pub use stream::{StreamDecoder, TextStream};
 
 use crate::error::TokenizerError;
 use crate::storage::Bytes;
@@ -124,7 +127,7 @@ impl Tokenizer {
 
     /// A decoder for ids that come one at a time.
     pub fn stream(&self) -> StreamDecoder<'_> {
-        StreamDecoder { tokenizer: self, pending: Vec::new(), text: String::new() }
+        StreamDecoder::new(self)
     }
 
     /// Appends the bytes that a token stands for: none for an id without a token, and not always whole characters.
@@ -136,7 +139,18 @@ impl Tokenizer {
     }
 }
 
-#[cfg(test)]
+/// The character that stands for a byte in the vocabulary of a byte-level tokenizer (Radford et al.
+/// 2019): printable Latin-1 is itself, the other bytes follow from U+0100 on, in order.
+pub fn byte_char(byte: u8) -> char {
+    let is_printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    if is_printable(byte) {
+        return char::from(byte);
+    }
+    let before = (0..byte).filter(|&b| !is_printable(b)).count() as u32;
+    char::from_u32(0x100 + before).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+#[cfg(all(test, feature = "json-tokenizer"))]
 mod tests {
     use super::bpe::BpeParts;
     use super::scanner::{SPACES, ScannerParts};

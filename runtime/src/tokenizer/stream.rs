@@ -6,17 +6,39 @@ use super::Tokenizer;
 /// the tokens' bytes.
 #[derive(Debug)]
 pub struct StreamDecoder<'a> {
-    pub(super) tokenizer: &'a Tokenizer,
-    /// The start of a character: at most 3 bytes between calls.
-    pub(super) pending: Vec<u8>,
-    pub(super) text: String,
+    tokenizer: &'a Tokenizer,
+    stream: TextStream,
 }
 
-impl StreamDecoder<'_> {
+impl<'a> StreamDecoder<'a> {
+    pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
+        Self { tokenizer, stream: TextStream::default() }
+    }
+
     /// The text that `id` completes: whole characters only, often empty within an emoji. A byte that
     /// can never become part of a character is U+FFFD at once.
     pub fn push(&mut self, id: u32) -> &str {
-        self.tokenizer.push_bytes(id, &mut self.pending);
+        self.stream.push(self.tokenizer, id)
+    }
+
+    /// What is left at the end: U+FFFD when a character was never completed.
+    pub fn finish(&mut self) -> &str {
+        self.stream.finish()
+    }
+}
+
+/// A [`StreamDecoder`] that is told each time which tokenizer it belongs to, for whoever owns both.
+#[derive(Clone, Debug, Default)]
+pub struct TextStream {
+    /// The start of a character: at most 3 bytes between calls.
+    pending: Vec<u8>,
+    text: String,
+}
+
+impl TextStream {
+    /// As [`StreamDecoder::push`].
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> &str {
+        tokenizer.push_bytes(id, &mut self.pending);
         self.text.clear();
         let mut done = 0;
         loop {
@@ -42,11 +64,26 @@ impl StreamDecoder<'_> {
         &self.text
     }
 
-    /// What is left at the end: U+FFFD when a character was never completed.
+    /// As [`StreamDecoder::finish`].
     pub fn finish(&mut self) -> &str {
         self.text.clear();
         self.text.push_str(&String::from_utf8_lossy(&self.pending));
         self.pending.clear();
         &self.text
+    }
+
+    /// A stream in the middle of a character.
+    pub fn with_pending(pending: Vec<u8>) -> Self {
+        Self { pending, text: String::new() }
+    }
+
+    /// Bytes of a character that is not complete: at most 3.
+    pub fn pending(&self) -> &[u8] {
+        &self.pending
+    }
+
+    /// Forgets a character that is not complete.
+    pub fn clear(&mut self) {
+        self.pending.clear();
     }
 }

@@ -1,0 +1,3 @@
+module tidbit-stream
+
+go 1.19
