@@ -69,7 +69,7 @@ pub(crate) fn tokens(
 ) -> anyhow::Result<Vec<u32>> {
     let ids = match (source, tokenizer) {
         (Source::Ids(ids), _) => ids.clone(),
-        (Source::Text(text), Some(tokenizer)) => tokenizer.encode(text)?,
+        (Source::Text(text), Some(tokenizer)) => tokenizer.encode_start(text)?,
         (Source::Text(_), None) => {
             return Err(no_tokenizer(model.file().path()).hint("give token ids with --ids 1,2,3"));
         }

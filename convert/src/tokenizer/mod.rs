@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tidbit_runtime::format::{TOKENIZER, TOKENIZER_TABLES};
-use tokenizers::{DecoderWrapper, Tokenizer};
+use tokenizers::Tokenizer;
 
 /// What a folder has for a tokenizer.
 #[derive(Debug, Default)]
@@ -81,10 +81,8 @@ fn validate(path: &Path, bytes: &[u8], vocab_size: usize) -> Result<(), ConvertE
         Ok(tokenizer) => tokenizer,
         Err(e) => return error(format!("not a tokenizer: {}", shown(&e.to_string()))),
     };
-    if !matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
-        let found = serde_json::to_value(tokenizer.get_decoder()).unwrap_or_default();
-        let found = found.get("type").and_then(Value::as_str).unwrap_or("missing").to_string();
-        return error(format!("its `decoder` is {}, expected ByteLevel", shown(&found)));
+    if let Err(e) = tidbit_runtime::tokenizer::Tokenizer::from_json(bytes) {
+        return error(shown(&e.to_string()));
     }
     let outside = tokenizer.get_vocab(true).into_iter().filter(|&(_, id)| id as usize >= vocab_size);
     match outside.min_by_key(|&(_, id)| id) {

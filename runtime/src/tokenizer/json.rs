@@ -2,33 +2,98 @@
 
 use super::byte_char;
 use crate::error::TokenizerError;
+use serde_json::Value;
 use std::collections::HashMap;
-use tokenizers::decoders::DecoderWrapper;
 
-/// The crate's tokenizer, and the bytes that the characters of its tokens stand for.
+/// The crate's tokenizer, and what its tokens stand for.
 pub(super) struct Json {
     inner: tokenizers::Tokenizer,
-    byte_of: HashMap<char, u8>,
+    letters: Letters,
+    /// What a text begins with.
+    prefix: Vec<u32>,
+}
+
+/// What the characters of tokens stand for.
+enum Letters {
+    /// Each for a byte (GPT-2's alphabet).
+    Bytes(HashMap<char, u8>),
+    /// For themselves, but for one that stands for a space, and `<0x0A>` for a byte (SentencePiece).
+    Spaces {
+        space: String,
+        byte_fallback: bool,
+        /// Whether a text begins with a space that it has not.
+        added: bool,
+    },
+}
+
+impl Letters {
+    /// Reads a decoder, or says what it is.
+    fn of(decoder: &Value) -> Result<Self, String> {
+        let kind = |step: &Value| step["type"].as_str().unwrap_or("none").to_string();
+        let steps = match decoder["decoders"].as_array() {
+            Some(steps) => steps.as_slice(),
+            None => std::slice::from_ref(decoder),
+        };
+        if let [step] = steps
+            && kind(step) == "ByteLevel"
+        {
+            return Ok(Self::Bytes((0..=u8::MAX).map(|byte| (byte_char(byte), byte)).collect()));
+        }
+        let (mut space, mut byte_fallback, mut added) = (None, false, false);
+        for step in steps {
+            match kind(step).as_str() {
+                "Replace" if step["content"] == " " => space = step["pattern"]["String"].as_str(),
+                "Metaspace" => {
+                    space = step["replacement"].as_str();
+                    added = step["prepend_scheme"] != "never";
+                }
+                "ByteFallback" => byte_fallback = true,
+                "Strip" if step["content"] == " " && step["start"] == 1 && step["stop"] == 0 => added = true,
+                "Fuse" => {}
+                other => return Err(other.into()),
+            }
+        }
+        let space = space.filter(|s| !s.is_empty()).ok_or_else(|| kind(decoder))?.into();
+        Ok(Self::Spaces { space, byte_fallback, added })
+    }
 }
 
 impl Json {
     pub(super) fn read(json: &[u8]) -> Result<Self, TokenizerError> {
         let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| TokenizerError::Parse(one_line(&*e)))?;
-        match inner.get_decoder() {
-            Some(DecoderWrapper::ByteLevel(_)) => {}
-            other => {
-                let kind = serde_json::to_value(other).ok().and_then(|v| v["type"].as_str().map(str::to_owned));
-                return Err(TokenizerError::Unsupported {
-                    field: "decoder",
-                    found: kind.unwrap_or_else(|| "none".into()),
-                    supported: "ByteLevel",
-                });
-            }
-        }
+        let decoder = serde_json::to_value(inner.get_decoder()).unwrap_or_default();
+        let letters = Letters::of(&decoder).map_err(|found| TokenizerError::Unsupported {
+            field: "decoder",
+            found,
+            supported: "ByteLevel, or Metaspace, Replace, ByteFallback, Fuse and Strip",
+        })?;
         inner.with_truncation(None).map_err(|e| TokenizerError::Parse(one_line(&*e)))?;
         inner.with_padding(None);
-        let byte_of = (0..=u8::MAX).map(|byte| (byte_char(byte), byte)).collect();
-        Ok(Self { inner, byte_of })
+        let mut read = Self { inner, letters, prefix: Vec::new() };
+        read.prefix = read.find_prefix()?;
+        Ok(read)
+    }
+
+    /// The special tokens that the library puts before a text.
+    fn find_prefix(&self) -> Result<Vec<u32>, TokenizerError> {
+        let ids = |special| match self.inner.encode_fast("a", special) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(e) => Err(TokenizerError::Encode(one_line(&*e))),
+        };
+        let (plain, mut whole) = (ids(false)?, ids(true)?);
+        let at = whole.windows(plain.len().max(1)).position(|part| part == plain).unwrap_or(0);
+        whole.truncate(at);
+        Ok(whole)
+    }
+
+    /// What a text begins with.
+    pub(super) fn prefix(&self) -> &[u32] {
+        &self.prefix
+    }
+
+    /// Whether a text begins with a space that it has not.
+    pub(super) fn adds_space(&self) -> bool {
+        matches!(self.letters, Letters::Spaces { added: true, .. })
     }
 
     pub(super) fn n_tokens(&self) -> usize {
@@ -49,13 +114,25 @@ impl Json {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Appends the bytes of a token: each character stands for one byte, except in tokens with a
+    /// Appends the bytes of a token. Where each character stands for one byte: except in tokens with a
     /// character outside that alphabet (added ones, such as runs of spaces), which stand for themselves.
     pub(super) fn push_bytes(&self, id: u32, out: &mut Vec<u8>) {
         let Some(token) = self.inner.id_to_token(id) else { return };
+        let byte_of = match &self.letters {
+            Letters::Bytes(byte_of) => byte_of,
+            Letters::Spaces { space, byte_fallback, .. } => {
+                let hex =
+                    token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')).filter(|hex| hex.len() == 2);
+                match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()).filter(|_| *byte_fallback) {
+                    Some(byte) => out.push(byte),
+                    None => out.extend_from_slice(token.replace(space, " ").as_bytes()),
+                }
+                return;
+            }
+        };
         let start = out.len();
         for c in token.chars() {
-            if let Some(&byte) = self.byte_of.get(&c) {
+            if let Some(&byte) = byte_of.get(&c) {
                 out.push(byte);
             } else {
                 out.truncate(start);

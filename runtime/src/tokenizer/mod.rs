@@ -49,7 +49,7 @@ impl Tokenizer {
     /// prompt that is cut in silence is an error.
     ///
     /// # Errors
-    /// When the JSON is damaged, or its decoder is not `ByteLevel`.
+    /// When the JSON is damaged, or its decoder is neither byte-level nor that of SentencePiece.
     pub fn from_json(json: &[u8]) -> Result<Self, TokenizerError> {
         Ok(Self(Form::Json(Box::new(Json::read(json)?))))
     }
@@ -90,6 +90,20 @@ impl Tokenizer {
         }
     }
 
+    /// The ids of a text from its beginning: those that the tokenizer puts before every text (LLaMA's `<s>`), unless the
+    /// text begins with them, and those of [`encode`](Self::encode).
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_start(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let ids = self.encode(text)?;
+        let prefix = match &self.0 {
+            Form::Bpe(_) => &[],
+            Form::Json(json) => json.prefix(),
+        };
+        Ok(if ids.starts_with(prefix) { ids } else { [prefix, &ids].concat() })
+    }
+
     /// The text of some ids, special tokens included. Bytes that are no UTF-8 become U+FFFD; an id
     /// without a token (a padded vocabulary) is no text.
     pub fn decode(&self, ids: &[u32]) -> String {
@@ -106,7 +120,12 @@ impl Tokenizer {
         for &id in ids.iter().filter(|&&id| keep(id)) {
             self.push_bytes(id, &mut bytes);
         }
-        String::from_utf8_lossy(&bytes).into_owned()
+        let adds_space = match &self.0 {
+            Form::Bpe(_) => false,
+            Form::Json(json) => json.adds_space(),
+        };
+        let bytes = bytes.strip_prefix(b" ").filter(|_| adds_space).unwrap_or(&bytes);
+        String::from_utf8_lossy(bytes).into_owned()
     }
 
     /// Number of tokens, added ones included.
@@ -174,6 +193,62 @@ mod tests {
             "model": { "type": "BPE", "vocab": vocab, "merges": ["h e"] },
             "added_tokens": [added(257, "<|end|>", true), added(258, "    ", false)],
         })
+    }
+
+    /// A tokenizer as LLaMA has it: `▁` for a space, bytes for what has no token, `<s>` before a text.
+    fn sentencepiece(decoder: &serde_json::Value) -> serde_json::Value {
+        let mut vocab = serde_json::Map::new();
+        let bytes = (0..=255u8).map(|b| format!("<0x{b:02X}>"));
+        let others = ["▁", "h", "e", "i", "he", "▁he"].map(String::from);
+        for token in ["<unk>", "<s>", "</s>"].map(String::from).into_iter().chain(bytes).chain(others) {
+            vocab.insert(token, vocab.len().into());
+        }
+        let added = |id: u32, content: &str| {
+            serde_json::json!({ "id": id, "content": content, "special": true, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false })
+        };
+        serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "pre_tokenizer": null,
+            "normalizer": { "type": "Sequence", "normalizers": [
+                { "type": "Prepend", "prepend": "▁" },
+                { "type": "Replace", "pattern": { "String": " " }, "content": "▁" } ] },
+            "post_processor": { "type": "TemplateProcessing",
+                "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+                "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+                "special_tokens": { "<s>": { "id": "<s>", "ids": [1], "tokens": ["<s>"] } } },
+            "decoder": decoder,
+            "model": { "type": "BPE", "vocab": vocab, "merges": ["h e", "▁ he"], "byte_fallback": true, "unk_token": "<unk>",
+                "fuse_unk": true },
+            "added_tokens": [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>")],
+        })
+    }
+
+    #[test]
+    fn sentencepiece_is_decoded_as_the_library_does() {
+        let steps = serde_json::json!([
+            { "type": "Replace", "pattern": { "String": "▁" }, "content": " " }, { "type": "ByteFallback" },
+            { "type": "Fuse" }, { "type": "Strip", "content": " ", "start": 1, "stop": 0 } ]);
+        let json = sentencepiece(&serde_json::json!({ "type": "Sequence", "decoders": steps })).to_string();
+        let library = tokenizers::Tokenizer::from_bytes(&json).unwrap();
+        let ours = Tokenizer::from_json(json.as_bytes()).unwrap();
+        for text in ["he", "hi he  he", " he\n", "héhe 🙂 ▁", "", "<s>he</s>"] {
+            let expected = library.encode(text, true).unwrap().get_ids().to_vec();
+            let found = ours.encode_start(text).unwrap();
+            assert_eq!(
+                found,
+                if text.starts_with("<s>") { expected[1..].to_vec() } else { expected.clone() },
+                "{text:?}"
+            );
+            let plain = ours.encode(text).unwrap();
+            assert_eq!(ours.decode(&plain), library.decode(&plain, false).unwrap(), "{text:?}");
+            let mut stream = ours.stream();
+            let mut streamed: String = plain.iter().map(|&id| stream.push(id).to_string()).collect();
+            streamed += stream.finish();
+            assert_eq!(streamed.strip_prefix(' ').unwrap_or(&streamed), ours.decode(&plain), "{text:?}");
+        }
+        let other = serde_json::json!({ "type": "WordPiece", "prefix": "##", "cleanup": true });
+        let message = Tokenizer::from_json(sentencepiece(&other).to_string().as_bytes()).unwrap_err().to_string();
+        assert!(message.contains("WordPiece") && message.contains("ByteLevel"), "{message}");
     }
 
     /// The same as tables, except that pieces end at spaces only.
@@ -281,12 +356,13 @@ mod tests {
     #[test]
     fn refuses_other_decoders_by_name() {
         let mut json = json();
-        json["decoder"] = serde_json::json!({ "type": "Metaspace", "replacement": "_", "prepend_scheme": "always" });
+        let supported = "supported: ByteLevel, or Metaspace, Replace, ByteFallback, Fuse and Strip";
+        json["decoder"] = serde_json::json!({ "type": "WordPiece", "prefix": "##", "cleanup": true });
         let message = Tokenizer::from_json(json.to_string().as_bytes()).unwrap_err().to_string();
-        assert_eq!(message, "tokenizer.json: `decoder` is Metaspace, supported: ByteLevel");
+        assert_eq!(message, format!("tokenizer.json: `decoder` is WordPiece, {supported}"));
         json["decoder"] = serde_json::Value::Null;
         let message = Tokenizer::from_json(json.to_string().as_bytes()).unwrap_err().to_string();
-        assert_eq!(message, "tokenizer.json: `decoder` is none, supported: ByteLevel");
+        assert_eq!(message, format!("tokenizer.json: `decoder` is none, {supported}"));
     }
 
     #[test]

@@ -27,6 +27,14 @@ impl Json {
         match *self {}
     }
 
+    pub(super) fn prefix(&self) -> &[u32] {
+        match *self {}
+    }
+
+    pub(super) fn adds_space(&self) -> bool {
+        match *self {}
+    }
+
     pub(super) fn push_bytes(&self, _id: u32, _out: &mut Vec<u8>) {
         match *self {}
     }
