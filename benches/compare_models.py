@@ -235,9 +235,14 @@ class Models:
                 raise Failure(f"llama.cpp could not make {kind} of {source}")
 
         path = self.make(f16, write) if kind == "F16" else self.make(f"{shape}{self.suffix}-{kind}.gguf", quantize)
-        tensors = package("gguf", "gguf").GGUFReader(path).tensors
-        bits = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
-        return path, path.stat().st_size, bits
+        size = path.stat().st_size
+        try:
+            tensors = package("gguf", "gguf").GGUFReader(path).tensors
+        except ValueError:
+            # A type that only a fork has: all bytes over the weights, the file's other contents included.
+            weights = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for _, shape in gguf_tensors(shape, False))
+            return path, size, 8 * size / weights
+        return path, size, 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
 
     def ctranslate2(self, shape, kind):
         """A model folder of CTranslate2: path, bytes, bits per weight."""
