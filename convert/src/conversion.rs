@@ -196,8 +196,7 @@ pub fn convert(
                 Ok(loaded) => loaded,
                 Err(e) => return Some(Err(e)),
             };
-            let mut parts =
-                waiting.remove(&i).unwrap_or_else(|| mapped[i].parts.iter().map(|_| None).collect());
+            let mut parts = waiting.remove(&i).unwrap_or_else(|| mapped[i].parts.iter().map(|_| None).collect());
             parts[part] = Some(bytes);
             if parts.iter().any(Option::is_none) {
                 waiting.insert(i, parts);

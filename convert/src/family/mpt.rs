@@ -65,7 +65,14 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
         }
         attention.expect_size(&["kv_n_heads"], spec.attention.n_heads, "as many as query heads")?;
         // How the original computes it, and what it reads only for other positions.
-        attention.harmless(&["attn_impl", "attn_pdrop", "rope_theta", "rope_impl", "rope_dail_config", "rope_hf_config"]);
+        attention.harmless(&[
+            "attn_impl",
+            "attn_pdrop",
+            "rope_theta",
+            "rope_impl",
+            "rope_dail_config",
+            "rope_hf_config",
+        ]);
         config.adopt(&attention)?;
     }
     spec.position = Position::Alibi(alibi);

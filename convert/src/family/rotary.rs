@@ -70,12 +70,7 @@ pub(super) fn rotary_of(
 }
 
 /// A number outside and inside of the object; both must agree.
-fn agreed(
-    config: &Config,
-    outside: &[&str],
-    rope: Option<&Config>,
-    inside: &str,
-) -> Result<Option<f64>, ConvertError> {
+fn agreed(config: &Config, outside: &[&str], rope: Option<&Config>, inside: &str) -> Result<Option<f64>, ConvertError> {
     let outer = config.positive(outside)?;
     let Some(rope) = rope else { return Ok(outer) };
     match (rope.positive(&[inside])?, outer) {
