@@ -171,13 +171,13 @@ const FAMILIES: &[(&str, &str, Qkv, fn(&mut Spec))] = &[
     ("llama-smollm", "llama", Qkv::Pairs, |_| {}),
     ("llama-linear", "llama", Qkv::Pairs, |_| {}),
     ("llama-yarn", "llama", Qkv::Pairs, |_| {}),
-    ("llama-bias", "llama", Qkv::Pairs, |_| {}),
+    ("llama-bias", "llama", Qkv::Pairs, |spec| spec.mlp.activation = Activation::Silu),
     ("mistral-window", "llama", Qkv::Pairs, |_| {}),
     ("qwen2", "qwen2", Qkv::Split, |_| {}),
     ("qwen3", "qwen3", Qkv::Split, |_| {}),
     ("gemma-1", "gemma", Qkv::Split, |_| {}),
-    ("gemma-2", "gemma2", Qkv::Split, |_| {}),
-    ("gemma-3", "gemma3", Qkv::Split, |_| {}),
+    ("gemma-2", "gemma2", Qkv::Split, plain_scale),
+    ("gemma-3", "gemma3", Qkv::Split, plain_scale),
     ("olmo-1", "olmo", Qkv::Pairs, |_| {}),
     ("olmo-2", "olmo2", Qkv::Split, |_| {}),
     ("stablelm-2", "stablelm", Qkv::Split, |_| {}),
@@ -190,8 +190,13 @@ const FAMILIES: &[(&str, &str, Qkv, fn(&mut Spec))] = &[
     ("falcon-40b", "falcon", Qkv::Fused, |_| {}),
     ("falcon-11b", "falcon", Qkv::Fused, |_| {}),
     ("mpt", "mpt", Qkv::Fused, |_| {}),
-    ("mpt-clip", "mpt", Qkv::Fused, |spec| spec.attention.scale = 1.0 / (spec.attention.head_dim as f32).sqrt()),
+    ("mpt-clip", "mpt", Qkv::Fused, plain_scale),
 ];
+
+/// Where GGUF has no scale of the scores.
+fn plain_scale(spec: &mut Spec) {
+    spec.attention.scale = 1.0 / (spec.attention.head_dim as f32).sqrt();
+}
 
 /// A model of ours as a GGUF has it.
 fn as_gguf(architecture: &'static str, spec: &Spec, qkv: Qkv, model: &ModelFile) -> File {
@@ -244,6 +249,10 @@ fn as_gguf(architecture: &'static str, spec: &Spec, qkv: Qkv, model: &ModelFile)
     }
     if let Some(window) = &a.window {
         set("attention.sliding_window", Key::U32(window.size as u32));
+        if architecture == "gemma3" {
+            let inside = window.layers.as_ref().map_or(0, Vec::len);
+            set("attention.sliding_window_pattern", Key::U32(inside as u32 + 1));
+        }
     }
     if let Some(cap) = a.softcap {
         set("attn_logit_softcapping", Key::F32(cap));

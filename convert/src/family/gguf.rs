@@ -191,7 +191,7 @@ struct Model<'a> {
     metadata: &'a Metadata,
     gguf: &'a Gguf,
     path: &'a Path,
-    d_model: u64,
+    width: u64,
     n_heads: u64,
     n_layers: u64,
 }
@@ -231,9 +231,9 @@ impl Model<'_> {
         match stated {
             Some(dim) if dim > 0 => Ok(dim),
             Some(_) => Err(self.metadata.refuse(&key, "a positive number")),
-            None if self.d_model.is_multiple_of(self.n_heads) => Ok(self.d_model / self.n_heads),
+            None if self.width.is_multiple_of(self.n_heads) => Ok(self.width / self.n_heads),
             None => {
-                let (d_model, n_heads) = (self.d_model, self.n_heads);
+                let (d_model, n_heads) = (self.width, self.n_heads);
                 Err(self.metadata.error(format!("a width of {d_model} is not a multiple of {n_heads} heads")))
             }
         }
@@ -301,7 +301,7 @@ impl Model<'_> {
         Ok(())
     }
 
-    /// Factors by which the positions of LLaMA 3.1 and later are stretched: the numbers that they were made from.
+    /// Factors by which the positions of `LLaMA` 3.1 and later are stretched: the numbers that they were made from.
     fn stretched(&self, fields: &mut Fields) -> Result<(), ConvertError> {
         const NAME: &str = "rope_freqs.weight";
         // All models that have them were made with these.
@@ -365,7 +365,7 @@ fn like_gemma2(model: &Model<'_>, fields: &mut Fields) -> Result<(), ConvertErro
     model.copy("final_logit_softcapping", fields, "final_logit_softcapping")?;
     // Not in the file. The largest model's is its width by its heads, the others' the width of a head.
     let divided = model.n_layers == 46;
-    let scalar = if divided { model.d_model / model.n_heads } else { model.head_dim()? };
+    let scalar = if divided { model.width / model.n_heads } else { model.head_dim()? };
     fields.insert("query_pre_attn_scalar".into(), json!(scalar));
     Ok(())
 }
@@ -374,8 +374,9 @@ fn like_gemma3(model: &Model<'_>, fields: &mut Fields) -> Result<(), ConvertErro
     like_qwen(model, fields)?;
     model.copy("attention.sliding_window", fields, "sliding_window")?;
     model.copy("final_logit_softcapping", fields, "final_logit_softcapping")?;
+    model.copy("attention.sliding_window_pattern", fields, "sliding_window_pattern")?;
     let divided = model.n_layers == 62;
-    let scalar = if divided { model.d_model / model.n_heads } else { model.head_dim()? };
+    let scalar = if divided { model.width / model.n_heads } else { model.head_dim()? };
     fields.insert("query_pre_attn_scalar".into(), json!(scalar));
     Ok(())
 }
@@ -453,7 +454,7 @@ pub(crate) fn describe(path: &Path, gguf: &Gguf) -> Result<Described, ConvertErr
     };
     let size = |key: &str| Model::required(metadata, &format!("{}.{key}", architecture.name));
     let (d_model, n_layers, n_heads) = (size("embedding_length")?, size("block_count")?, size("attention.head_count")?);
-    let model = Model { architecture, metadata, gguf, path, d_model, n_heads, n_layers };
+    let model = Model { architecture, metadata, gguf, path, width: d_model, n_heads, n_layers };
     let Some(&[vocab_size, _]) = gguf.tensors.get(EMBEDDING).map(|t| t.shape.as_slice()) else {
         return Err(ConvertError::tensor(path, EMBEDDING, "missing, or not a matrix"));
     };

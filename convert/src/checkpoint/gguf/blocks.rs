@@ -108,7 +108,7 @@ impl Blocks {
         let middle = if fifth.is_some() { 16 } else { 8 };
         for (i, w) in weights.iter_mut().enumerate() {
             let high = fifth.map_or(0, |fifth| (fifth >> i & 1) << 4) as u8;
-            let q = (nibbles[i % 16] >> (i / 16 * 4) & 15) | high;
+            let q = (nibbles[i % 16] >> (i / 16 * 4) & 0x0f) | high;
             *w = match least {
                 Some(least) => d * f32::from(q) + least,
                 None => d * f32::from(q.cast_signed() - middle),
@@ -124,16 +124,16 @@ impl Blocks {
             // Six bits each: whole in the first eight bytes for four groups, whose upper two bits complete the nibbles
             // of the others.
             let (scale, shift) = match group {
-                0..4 => (scales[group] & 63, scales[group + 4] & 63),
+                0..4 => (scales[group] & 0x3f, scales[group + 4] & 0x3f),
                 _ => (
-                    scales[group + 4] & 15 | (scales[group - 4] >> 2 & 48),
-                    scales[group + 4] >> 4 | (scales[group] >> 2 & 48),
+                    scales[group + 4] & 0x0f | (scales[group - 4] >> 2 & 0x30),
+                    scales[group + 4] >> 4 | (scales[group] >> 2 & 0x30),
                 ),
             };
             let (d, least) = (d * f32::from(scale), least * f32::from(shift));
             for (i, w) in weights.iter_mut().enumerate() {
                 let high = fifth.get(i).map_or(0, |fifth| (fifth >> group & 1) << 4);
-                let q = (nibbles[group / 2 * 32 + i] >> (group % 2 * 4) & 15) | high;
+                let q = (nibbles[group / 2 * 32 + i] >> (group % 2 * 4) & 0x0f) | high;
                 *w = d * f32::from(q) - least;
             }
         }
@@ -149,7 +149,7 @@ fn two(block: &[u8], weights: &mut [f32]) {
     let (d, least) = (half(block, 80), half(block, 82));
     for (i, w) in weights.iter_mut().enumerate() {
         let scale = block[i / 16];
-        let (d, least) = (d * f32::from(scale & 15), least * f32::from(scale >> 4));
+        let (d, least) = (d * f32::from(scale & 0x0f), least * f32::from(scale >> 4));
         *w = d * f32::from(pair(&block[16..80], i)) - least;
     }
 }
@@ -159,7 +159,8 @@ fn three(block: &[u8], weights: &mut [f32]) {
     for (i, w) in weights.iter_mut().enumerate() {
         let group = i / 16;
         // Four bits in the nibbles of eight bytes, two in the last four.
-        let scale = (scales[group % 8] >> (group / 8 * 4) & 15) | ((scales[8 + group % 4] >> (group / 4 * 2) & 3) << 4);
+        let scale =
+            (scales[group % 8] >> (group / 8 * 4) & 0x0f) | ((scales[8 + group % 4] >> (group / 4 * 2) & 3) << 4);
         // The third bit says that nothing is subtracted.
         let minus = if high[i % 32] >> (i / 32) & 1 == 1 { 0 } else { 4 };
         let q = pair(low, i).cast_signed() - minus;
@@ -170,7 +171,7 @@ fn three(block: &[u8], weights: &mut [f32]) {
 fn six(block: &[u8], weights: &mut [f32]) {
     let (low, high, scales, d) = (&block[..128], &block[128..192], &block[192..208], half(block, 208));
     for (i, w) in weights.iter_mut().enumerate() {
-        let nibble = low[i / 128 * 64 + i % 64] >> (i % 128 / 64 * 4) & 15;
+        let nibble = low[i / 128 * 64 + i % 64] >> (i % 128 / 64 * 4) & 0x0f;
         let q = (nibble | pair(high, i) << 4).cast_signed() - 32;
         *w = d * f32::from(scales[i / 16].cast_signed()) * f32::from(q);
     }
