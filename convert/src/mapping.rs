@@ -141,7 +141,7 @@ fn source_shape(ours: &[usize], order: Order, rows: usize) -> Vec<usize> {
         Order::Transposed => shape.reverse(),
         Order::After(skipped) => shape[0] = rows + skipped,
         Order::Same | Order::Grouped | Order::QueryKeyValue | Order::PairsKeyValue | Order::ByHead | Order::LessOne => {
-            shape[0] = rows
+            shape[0] = rows;
         }
     }
     shape

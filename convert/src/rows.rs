@@ -155,7 +155,9 @@ impl Rows for SourceRows {
             self.parts[part].push_row(row, cols, values);
         }
         if self.order == Order::LessOne {
-            values.iter_mut().for_each(|value| *value += 1.0);
+            for value in values.iter_mut() {
+                *value += 1.0;
+            }
         }
         Source { bytes: bytemuck::must_cast_slice(values), element: Element::F32, layout: Layout::Rows { starts } }
     }

@@ -54,13 +54,17 @@ impl Key {
                 kind(out, 9);
                 kind(out, 8);
                 out.extend((list.len() as u64).to_le_bytes());
-                list.iter().for_each(|t| text(out, t));
+                for t in list {
+                    text(out, t);
+                }
             }
             Self::Ints(list) => {
                 kind(out, 9);
                 kind(out, 5);
                 out.extend((list.len() as u64).to_le_bytes());
-                list.iter().for_each(|n| out.extend(n.to_le_bytes()));
+                for n in list {
+                    out.extend(n.to_le_bytes());
+                }
             }
             Self::Raw(n, bytes) => {
                 kind(out, *n);
@@ -199,6 +203,7 @@ fn plain_scale(spec: &mut Spec) {
 }
 
 /// A model of ours as a GGUF has it.
+#[expect(clippy::too_many_lines, reason = "a table of keys and names")]
 fn as_gguf(architecture: &'static str, spec: &Spec, qkv: Qkv, model: &ModelFile) -> File {
     let mut file = File::default();
     let a = &spec.attention;
@@ -341,7 +346,7 @@ fn architectures_give_the_models_of_their_hugging_face_form() {
 
 const D: usize = 32;
 
-/// A LLaMA of one layer that converts.
+/// A `LLaMA` of one layer that converts.
 fn llama() -> File {
     let mut file = File::default();
     file.key("general.architecture", Key::Text("llama"));

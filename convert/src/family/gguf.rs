@@ -322,7 +322,7 @@ impl Model<'_> {
             let length = std::f64::consts::TAU * theta.powf(2.0 * i as f64 / (2 * half) as f64);
             let smooth = ((ORIGINAL / length - LOW) / (HIGH - LOW)).clamp(0.0, 1.0);
             let expected = 1.0 / ((1.0 - smooth) / factor + smooth);
-            if !((found - expected).abs() <= 1e-3 * expected) {
+            if !found.is_finite() || (found - expected).abs() > 1e-3 * expected {
                 return error(format!("element {i} is {found}, expected {expected}, as LLaMA 3.1 stretches positions"));
             }
         }

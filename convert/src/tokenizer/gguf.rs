@@ -7,7 +7,7 @@ use crate::error::{ConvertError, shown};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// The words of LLaMA 3, up to the digits.
+/// The words of `LLaMA` 3, up to the digits.
 const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+";
 /// And from there on.
 const OTHERS: &str = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -19,7 +19,7 @@ enum Split {
     Plain,
     /// Digits by themselves, then GPT-2's expression.
     Digits,
-    /// LLaMA 3's words, with up to so many digits together.
+    /// `LLaMA` 3's words, with up to so many digits together.
     Words(usize),
     /// Punctuation by itself, GPT-2's expression, digits in threes.
     Falcon,
