@@ -32,14 +32,14 @@ pub(crate) const QUANT: QuantType = QuantType::Q8;
 const KEPT: Duration = Duration::from_hours(30 * 24);
 
 /// Kinds of files that a conversion may read.
-const EXTENSIONS: [&str; 4] = ["bin", "json", "safetensors", "txt"];
+const EXTENSIONS: [&str; 5] = ["bin", "gguf", "json", "safetensors", "txt"];
 
-/// The model file of `path`: itself, or the converted one when `path` is the folder of a checkpoint.
+/// The model file of `path`: itself, or the converted one when `path` is the folder of a checkpoint or a GGUF file.
 ///
 /// # Errors
 /// When the checkpoint cannot be read or converted, or the cache not be written.
 pub(crate) fn model_file(path: &Path) -> anyhow::Result<PathBuf> {
-    if !path.is_dir() {
+    if !path.is_dir() && !is_gguf(path) {
         return Ok(path.into());
     }
     let name = Name::of(path)?;
@@ -62,6 +62,11 @@ pub(crate) fn model_file(path: &Path) -> anyhow::Result<PathBuf> {
     }
     clean(&cache, &name);
     Ok(cached)
+}
+
+/// Whether a path is that of a GGUF file, which is converted as a folder is.
+fn is_gguf(path: &Path) -> bool {
+    path.is_file() && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
 }
 
 fn convert(source: &Path, cached: &Path) -> anyhow::Result<()> {
@@ -109,8 +114,13 @@ impl Name {
         let error = |e: std::io::Error| anyhow!("{}: {e}", source.display());
         let absolute = source.canonicalize().map_err(error)?;
         let mut files = Vec::new();
-        for entry in std::fs::read_dir(source).map_err(error)? {
-            let path = entry.map_err(error)?.path();
+        let paths = if is_gguf(source) {
+            vec![absolute.clone()]
+        } else {
+            let entries = std::fs::read_dir(source).map_err(error)?;
+            entries.map(|entry| Ok(entry.map_err(error)?.path())).collect::<anyhow::Result<_>>()?
+        };
+        for path in paths {
             let known = path.extension().is_some_and(|e| EXTENSIONS.iter().any(|known| e.eq_ignore_ascii_case(known)));
             // Follows links, as a download of a model hub has them. A broken one may be an unused one.
             if known && let Ok(about) = path.metadata() {

@@ -43,8 +43,8 @@ pub(crate) enum Command {
 /// Turn a trained checkpoint into one model file.
 ///
 /// The checkpoint is a folder as Hugging Face publishes it: `config.json`, the weights
-/// (`model.safetensors`, shards with an index, or `pytorch_model.bin`) and a tokenizer. Every field of
-/// the config is honoured or refused by name. The file is written beside its final name and
+/// (`model.safetensors`, shards with an index, or `pytorch_model.bin`) and a tokenizer; or a GGUF
+/// file. Every field of the config is honoured or refused by name. The file is written beside its final name and
 /// renamed at the end: an interrupted conversion leaves nothing behind.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -52,7 +52,7 @@ Examples:
   tidbit convert models/gpt2-mini -o gpt2-mini.tidbit
   tidbit convert models/gpt2-mini --quant q4 --dry-run")]
 pub(crate) struct ConvertArgs {
-    /// Folder of the checkpoint, or its weights file.
+    /// Folder of the checkpoint, its weights file, or a GGUF file.
     #[arg(value_name = "CHECKPOINT")]
     pub(crate) source: PathBuf,
     /// The model file to write; an existing one is replaced.
@@ -72,7 +72,7 @@ pub(crate) struct ConvertArgs {
 /// Continue a text.
 ///
 /// The text is streamed to stdout: first the prompt, then its continuation. Statistics go to
-/// stderr. Given the folder of a checkpoint, `run` converts it to q8 first and keeps the result in the
+/// stderr. Given the folder of a checkpoint or a GGUF file, `run` converts it to q8 first and keeps the result in the
 /// user's cache.
 #[derive(Debug, Args)]
 #[command(after_help = "\

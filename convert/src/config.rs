@@ -47,6 +47,11 @@ impl Config {
         }
     }
 
+    /// A config of these fields.
+    pub(crate) fn of(file: &str, fields: Map<String, Value>) -> Self {
+        Self::over(file, "", fields)
+    }
+
     fn over(file: &str, prefix: &str, fields: Map<String, Value>) -> Self {
         Self {
             file: file.into(),

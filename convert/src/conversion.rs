@@ -1,6 +1,6 @@
 //! Opening a checkpoint, and converting it.
 
-use crate::checkpoint::{Layout, Weights, read_range, read_small};
+use crate::checkpoint::{Layout, Weights, gguf, read_range, read_small};
 use crate::error::{ConvertError, shown};
 use crate::family::{self, Described};
 use crate::mapping::{self, Mapped, Mapping, Part};
@@ -33,11 +33,14 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint: a folder with `config.json` and weights, or one of its weight files.
+    /// Opens a checkpoint: a folder with `config.json` and weights, one of its weight files, or a GGUF file.
     ///
     /// # Errors
     /// The first thing that is missing, damaged or not supported.
     pub fn open(path: &Path) -> Result<Self, ConvertError> {
+        if gguf::is_gguf(path) {
+            return Self::open_gguf(path);
+        }
         let layout = Layout::find(path)?;
         let mut described = family::read_config(&layout.config.display().to_string(), &read_small(&layout.config)?)?;
         let (weights, index) = layout.open()?;
@@ -70,6 +73,44 @@ impl Checkpoint {
         files.extend(tokenizer.files);
         let sources = files.iter().map(|path| unhashed(path)).collect::<Result<_, _>>()?;
         Ok(Self { described, weights, mapping, tokenizer: tokenizer.tokenizer, files, sources, warnings })
+    }
+
+    /// Opens a GGUF file, which has all in one.
+    fn open_gguf(path: &Path) -> Result<Self, ConvertError> {
+        let gguf = gguf::read(path, 0)?;
+        let mut described = family::gguf::describe(path, &gguf)?;
+        let mut warnings = Vec::new();
+        let place = path.display();
+        if !described.left.unknown.is_empty() {
+            let names = described.left.unknown.join(", ");
+            warnings.push(format!("{place}: unknown keys are ignored: {names}"));
+        }
+        let tokenizer = match tokenizer::gguf::load(path, &gguf.metadata, described.spec.vocab_size)? {
+            Ok(tokenizer) => {
+                if let Some(reason) = &tokenizer.kept {
+                    let slower = "the tokenizer is stored as JSON, which starts slower";
+                    warnings.push(format!("{place}: {slower}: {reason}"));
+                }
+                Some(tokenizer)
+            }
+            Err(reason) => {
+                warnings.push(format!("{place}: {reason}: converted without a tokenizer, it will not take text"));
+                None
+            }
+        };
+        let mut lossy: Vec<_> = gguf.tensors.values().filter_map(|t| t.blocks).map(gguf::Blocks::name).collect();
+        lossy.sort_unstable();
+        lossy.dedup();
+        if !lossy.is_empty() {
+            let names = lossy.join(" and ");
+            warnings.push(format!("{place}: its weights are {names}; all but f32 rounds them a second time"));
+        }
+        let rest = gguf.metadata.unseen().into_iter().map(|key| shown(&key));
+        described.left.ignored.extend(rest);
+        let weights = Weights { files: vec![path.into()], tensors: gguf.tensors };
+        let mapping = mapping::map(&described, &weights)?;
+        let (files, sources) = (weights.files.clone(), vec![unhashed(path)?]);
+        Ok(Self { described, weights, mapping, tokenizer, files, sources, warnings })
     }
 
     /// The architecture.

@@ -3,7 +3,7 @@
 //! | module | what lives there |
 //! |---|---|
 //! | `error` | [`ConvertError`] |
-//! | `checkpoint` | readers of safetensors and torch files: which tensor lies where |
+//! | `checkpoint` | readers of safetensors, torch and GGUF files: which tensor lies where |
 //! | `config` | `config.json`, with no field dropped in silence |
 //! | `family` | one file per family: config to spec, tensor names to roles and orders |
 //! | `mapping` | every source tensor accounted for |

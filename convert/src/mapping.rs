@@ -44,10 +44,10 @@ pub(crate) struct Mapping {
 
 /// Finds the sources of every tensor, and refuses tensors that nothing needs.
 pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, ConvertError> {
-    let Described { family, spec, .. } = described;
+    let Described { family, spec, said_by, .. } = described;
     let first = weights.files.first().map_or(Path::new(""), |p| p);
     if spec.n_layers > weights.tensors.len() {
-        let reason = format!("{} tensors cannot make {} layers (config.json)", weights.tensors.len(), spec.n_layers);
+        let reason = format!("{} tensors cannot make {} layers ({said_by})", weights.tensors.len(), spec.n_layers);
         return Err(ConvertError::container(first, reason));
     }
     let mut used = BTreeSet::new();
@@ -65,7 +65,7 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
             Order::Same | Order::Transposed | Order::Grouped | Order::After(_) | Order::LessOne => {
                 vec![(names, decl.shape.first().copied().unwrap_or(1))]
             }
-            Order::QueryKeyValue => {
+            Order::QueryKeyValue | Order::PairsKeyValue => {
                 let a = &spec.attention;
                 let rows = [a.n_heads, a.n_kv_heads, a.n_kv_heads].map(|heads| heads * a.head_dim);
                 names.into_iter().map(|name| vec![name]).zip(rows).collect()
@@ -85,7 +85,7 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
                 let name = names.first().map_or("", String::as_str);
                 return Err(ConvertError::tensor(first, name, format!("missing, expected shape {shape:?}{untied}")));
             };
-            check(weights, name, source, &shape)?;
+            check(weights, name, source, &shape, said_by)?;
             used.insert(name.as_str());
             parts.push(Part { name: name.clone(), source: source.clone(), rows });
         }
@@ -98,7 +98,7 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
             continue;
         }
         if spec.head == Head::Tied && spare_head.is_none() && is_head(family, name) {
-            check(weights, name, source, &head_shape(spec))?;
+            check(weights, name, source, &head_shape(spec), said_by)?;
             spare_head = Some(Part { name: name.clone(), source: source.clone(), rows: spec.vocab_size });
             continue;
         }
@@ -140,15 +140,23 @@ fn source_shape(ours: &[usize], order: Order, rows: usize) -> Vec<usize> {
     match order {
         Order::Transposed => shape.reverse(),
         Order::After(skipped) => shape[0] = rows + skipped,
-        Order::Same | Order::Grouped | Order::QueryKeyValue | Order::ByHead | Order::LessOne => shape[0] = rows,
+        Order::Same | Order::Grouped | Order::QueryKeyValue | Order::PairsKeyValue | Order::ByHead | Order::LessOne => {
+            shape[0] = rows;
+        }
     }
     shape
 }
 
-fn check(weights: &Weights, name: &str, source: &SourceTensor, shape: &[usize]) -> Result<(), ConvertError> {
+fn check(
+    weights: &Weights,
+    name: &str,
+    source: &SourceTensor,
+    shape: &[usize],
+    said_by: &str,
+) -> Result<(), ConvertError> {
     let error = |reason| Err(ConvertError::tensor(weights.path_of(source), name, reason));
     if source.shape != shape {
-        return error(format!("expected shape {shape:?} (config.json), found {:?}", source.shape));
+        return error(format!("expected shape {shape:?} ({said_by}), found {:?}", source.shape));
     }
     if !matches!(source.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
         return error(format!("type is {}, expected F32, F16 or BF16", source.dtype));

@@ -1,5 +1,6 @@
 //! The rows of a matrix `[out, in]`, whatever the source: what the writer encodes.
 
+use crate::checkpoint::gguf::Blocks;
 use crate::checkpoint::{Dtype, Weights};
 use crate::error::ConvertError;
 use crate::family::Order;
@@ -43,11 +44,29 @@ pub(crate) struct SourceRows {
 struct Part {
     bytes: Buffer,
     element: Element,
+    /// What its elements are unpacked from, if so.
+    blocks: Option<Blocks>,
     /// How many of our rows it has.
     rows: usize,
     path: PathBuf,
     name: String,
 }
+
+impl Part {
+    /// Appends a row of `cols` elements.
+    fn push_row(&self, row: usize, cols: usize, out: &mut Vec<f32>) {
+        if let Some(blocks) = self.blocks {
+            let bytes = cols / blocks.weights() * blocks.bytes();
+            return blocks.unpack(&self.bytes[row * bytes..(row + 1) * bytes], out);
+        }
+        let width = self.element.bytes();
+        let row = &self.bytes[row * cols * width..(row + 1) * cols * width];
+        out.extend(row.chunks_exact(width).map(|bytes| self.element.read(bytes)));
+    }
+}
+
+/// Which of queries, keys and values are not turned.
+const VALUES: usize = 2;
 
 impl SourceRows {
     /// A tensor whose parts have been read.
@@ -56,6 +75,7 @@ impl SourceRows {
         let part = |(bytes, part): (Buffer, &crate::mapping::Part)| Part {
             bytes,
             element: element(part.source.dtype),
+            blocks: part.source.blocks,
             rows: part.rows,
             path: weights.path_of(&part.source).into(),
             name: part.name.clone(),
@@ -87,17 +107,28 @@ impl SourceRows {
                 };
                 (0, (group * (shared + 2) + slot) * self.head_dim + dim)
             }
-            Order::QueryKeyValue | Order::ByHead => {
-                let mut row = row;
-                for (i, part) in self.parts.iter().enumerate() {
-                    match row.checked_sub(part.rows) {
-                        Some(later) => row = later,
-                        None => return (i, row),
-                    }
+            Order::QueryKeyValue | Order::ByHead => self.part_of(row),
+            Order::PairsKeyValue => {
+                let (part, row) = self.part_of(row);
+                if part == VALUES {
+                    return (part, row);
                 }
-                unreachable!("the parts have all rows");
+                let (head, dim) = (row / self.head_dim, row % self.head_dim);
+                let half = self.head_dim / 2;
+                (part, head * self.head_dim + dim % half * 2 + dim / half)
             }
         }
+    }
+
+    /// The part that has a row when they follow each other, and which of its rows it is.
+    fn part_of(&self, mut row: usize) -> (usize, usize) {
+        for (i, part) in self.parts.iter().enumerate() {
+            match row.checked_sub(part.rows) {
+                Some(later) => row = later,
+                None => return (i, row),
+            }
+        }
+        unreachable!("the parts have all rows");
     }
 }
 
@@ -112,20 +143,21 @@ impl Rows for SourceRows {
             return Source { bytes: &part.bytes, element: part.element, layout };
         }
         starts.clear();
-        if first == last && self.order != Order::LessOne {
+        if first == last && self.order != Order::LessOne && part.blocks.is_none() {
             starts.extend(rows.map(|row| self.place(row).1 * cols));
             return Source { bytes: &part.bytes, element: part.element, layout: Layout::Rows { starts } };
         }
-        // Rows of several parts, or with something added: a copy.
-        let add = if self.order == Order::LessOne { 1.0 } else { 0.0 };
+        // Rows of several parts, of blocks, or with something added: a copy.
         values.clear();
         starts.extend((0..rows.len()).map(|row| row * cols));
         for row in rows {
             let (part, row) = self.place(row);
-            let Part { bytes, element, .. } = &self.parts[part];
-            let width = element.bytes();
-            let row = &bytes[row * cols * width..(row + 1) * cols * width];
-            values.extend(row.chunks_exact(width).map(|bytes| element.read(bytes) + add));
+            self.parts[part].push_row(row, cols, values);
+        }
+        if self.order == Order::LessOne {
+            for value in values.iter_mut() {
+                *value += 1.0;
+            }
         }
         Source { bytes: bytemuck::must_cast_slice(values), element: Element::F32, layout: Layout::Rows { starts } }
     }

@@ -311,6 +311,7 @@ mod tests {
             offset,
             dtype: Dtype::F32,
             shape: vec![n],
+            blocks: None,
             unreadable: None,
         };
         let sources: Vec<Vec<SourceTensor>> = groups.iter().map(|g| g.iter().map(tensor).collect()).collect();

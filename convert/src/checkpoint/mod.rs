@@ -4,6 +4,7 @@
 //! shape. Tensors are read with seek and read, never mapped, so that pages of the source do not
 //! count as this process's memory; one tensor is held at a time.
 
+pub(crate) mod gguf;
 mod index;
 mod pickle;
 mod safetensors;
@@ -33,6 +34,8 @@ pub(crate) struct SourceTensor {
     pub(crate) shape: Vec<usize>,
     /// Why its bytes cannot be read in order, if so (a strided view in a torch file).
     pub(crate) unreadable: Option<String>,
+    /// The blocks that its elements are in, if so; the type is then the one that they are read as.
+    pub(crate) blocks: Option<gguf::Blocks>,
 }
 
 impl SourceTensor {
@@ -43,7 +46,10 @@ impl SourceTensor {
 
     /// Bytes in the file; `None` when it overflows.
     pub(crate) fn bytes(&self) -> Option<u64> {
-        (self.elements()? as u64).checked_mul(self.dtype.bitsize() as u64 / 8)
+        match self.blocks {
+            Some(blocks) => blocks.bytes_of(self.elements()?).map(|n| n as u64),
+            None => (self.elements()? as u64).checked_mul(self.dtype.bitsize() as u64 / 8),
+        }
     }
 }
 
@@ -131,7 +137,7 @@ impl Layout {
                 Some((_, "json")) if name.ends_with(".index.json") => Source::Index(path.into(), kind),
                 _ => {
                     return Err(missing(
-                        "expected a folder, or a file called *.safetensors, *.bin or *.index.json".into(),
+                        "expected a folder, or a file called *.safetensors, *.bin, *.index.json or *.gguf".into(),
                     ));
                 }
             };

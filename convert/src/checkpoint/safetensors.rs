@@ -42,7 +42,8 @@ pub(super) fn read(path: &Path, file: usize) -> Result<Vec<(String, SourceTensor
     }
     let tensors = table.tensors().into_iter().map(|(name, info)| {
         let offset = 8 + size + info.data_offsets.0 as u64;
-        let tensor = SourceTensor { file, offset, dtype: info.dtype, shape: info.shape.clone(), unreadable: None };
+        let (dtype, shape) = (info.dtype, info.shape.clone());
+        let tensor = SourceTensor { file, offset, dtype, shape, unreadable: None, blocks: None };
         (name, tensor)
     });
     Ok(tensors.collect())

@@ -122,5 +122,6 @@ fn place(tensor: &Tensor, root: &str, entries: &HashMap<String, Place>, file: us
         dtype: storage.dtype,
         shape: tensor.shape.clone(),
         unreadable,
+        blocks: None,
     })
 }

@@ -10,6 +10,7 @@ mod falcon;
 mod gemma;
 mod gemma2;
 mod gemma3;
+pub(crate) mod gguf;
 mod gpt2;
 mod gpt_neo;
 mod gptj;
@@ -103,6 +104,9 @@ pub(crate) enum Order {
     Grouped,
     /// Three tensors: queries, keys, values.
     QueryKeyValue,
+    /// The same, where the two dimensions of a head that turn together are neighbours in queries and keys. Ours are half
+    /// a head apart.
+    PairsKeyValue,
     /// A tensor for each head, whose number stands for `{h}`.
     ByHead,
     /// So many rows come first that are not used.
@@ -161,16 +165,22 @@ pub(crate) struct Described {
     pub(crate) family: &'static Family,
     pub(crate) spec: Spec,
     pub(crate) left: Leftover,
+    /// What says so, for messages.
+    pub(crate) said_by: &'static str,
 }
 
 /// Reads a config: its family, its spec, and the fields that were not needed.
 pub(crate) fn read_config(file: &str, json: &[u8]) -> Result<Described, ConvertError> {
-    let config = Config::parse(file, json)?;
-    let family = find(&config)?;
-    let spec = Spec { family: family.model_type.into(), ..(family.spec)(&config)? };
+    read_fields(&Config::parse(file, json)?)
+}
+
+/// The same of a config that was parsed, or made.
+fn read_fields(config: &Config) -> Result<Described, ConvertError> {
+    let family = find(config)?;
+    let spec = Spec { family: family.model_type.into(), ..(family.spec)(config)? };
     spec.validate().map_err(|e| config.error(e))?;
     let left = config.finish()?;
-    Ok(Described { family, spec, left })
+    Ok(Described { family, spec, left, said_by: "config.json" })
 }
 
 fn find(config: &Config) -> Result<&'static Family, ConvertError> {

@@ -4,6 +4,7 @@
 //!
 //! It is stored as the runtime's tables when those can be shown to do the same ([`pack`]), else as JSON.
 
+pub(crate) mod gguf;
 mod pack;
 mod proof;
 mod tables;
