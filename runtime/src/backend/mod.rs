@@ -1,4 +1,4 @@
-//! What a device must offer: a dozen coarse operations on activations that live on it.
+//! What a device must offer: some twenty coarse operations on activations that live on it.
 //!
 //! The forward pass is written over [`Backend`] and knows no device. Operations are coarse (a whole matrix product with
 //! its bias and epilogue, a whole layer's attention), so that a device can fuse inside them, and their arguments name

@@ -5,8 +5,8 @@
 //! everything that the tables cannot say. There is no list of known tokenizers, and there are no hashes.
 //!
 //! Decoding is ours, because text must stream: a token may end in the middle of a character, so a token here is
-//! *bytes*, and [`StreamDecoder`] holds them back until the character is whole. Only byte-level decoders (GPT-2,
-//! GPT-NeoX) have such bytes; others are refused by name.
+//! *bytes*, and [`StreamDecoder`] holds them back until the character is whole. Byte-level decoders (GPT-2)
+//! and those of SentencePiece (LLaMA) have such bytes; others are refused by name.
 
 #![forbid(unsafe_code)]
 
