@@ -46,12 +46,12 @@ pub struct PlannedTensor {
 /// most from few bits, so `q4` keeps them at 8; single rows of positions are added as they are,
 /// so they stay f16.
 fn stored(role: Role, quant: QuantType) -> Stored {
-    use QuantType::{F16, F32, Q4, Q8};
-    match (role, quant) {
-        (Role::Vector, _) => Stored::Vector,
-        (_, F32 | F16) | (Role::Projection, Q8 | Q4) => Stored::Matrix(quant),
-        (Role::Positions | Role::Router, Q8 | Q4) => Stored::Matrix(F16),
-        (Role::Embedding | Role::Head, Q8 | Q4) => Stored::Matrix(Q8),
+    match role {
+        Role::Vector => Stored::Vector,
+        _ if !quant.is_integer() => Stored::Matrix(quant),
+        Role::Projection => Stored::Matrix(quant),
+        Role::Positions | Role::Router => Stored::Matrix(QuantType::F16),
+        Role::Embedding | Role::Head => Stored::Matrix(QuantType::Q8),
     }
 }
 

@@ -81,9 +81,9 @@ pub fn default_type_of(contents: &Contents) -> CacheType {
 /// and half of what an f16 cache costs to read. In f16 otherwise.
 pub fn usual_type(weights: impl IntoIterator<Item = QuantType>) -> CacheType {
     weights.into_iter().fold(CacheType::F32, |found, quant| match quant {
-        QuantType::Q8 | QuantType::Q4 => CacheType::Q8,
         QuantType::F16 if found == CacheType::F32 => CacheType::F16,
         QuantType::F16 | QuantType::F32 => found,
+        _ => CacheType::Q8,
     })
 }
 

@@ -4,7 +4,9 @@
 //! and padded with zeros here.
 
 use super::{EncodeArgs, Kernels, Lines, supported};
-use crate::quant::{BLOCK, BlockPanel, Matrix, PANEL_ROWS, QuantType, Unrepresentable};
+use crate::quant::{
+    BLOCK, IntPanel, Matrix, PANEL_ROWS, QuantType, ROW_SCALES, Unrepresentable, nearest_scale, row_scale, square,
+};
 use crate::storage::Bytes;
 use half::{bf16, f16};
 use std::array::from_fn;
@@ -113,7 +115,7 @@ impl Source<'_> {
     }
 }
 
-/// The scales and values of a panel, by block.
+/// The values of a panel, by block.
 #[derive(Clone, Copy)]
 struct Parts {
     n_blocks: usize,
@@ -125,21 +127,22 @@ struct Parts {
 
 impl Parts {
     fn new(quant: QuantType, cols: usize) -> Option<Self> {
-        let (n_blocks, elements) = (cols.div_ceil(BLOCK), BLOCK * PANEL_ROWS);
-        let block = |block_bytes| {
-            let BlockPanel { values_at, bytes, .. } = BlockPanel::new(cols, block_bytes)?;
-            Some(Self { n_blocks, values_at, block_bytes, used: bytes })
-        };
-        let plain = |bytes| {
-            Some(Self { n_blocks, values_at: 0, block_bytes: elements * bytes, used: cols * PANEL_ROWS * bytes })
-        };
-        match quant {
-            QuantType::F32 => plain(4),
-            QuantType::F16 => plain(2),
-            QuantType::Q8 => block(elements),
-            QuantType::Q4 => block(elements / 2),
+        let n_blocks = cols.div_ceil(BLOCK);
+        if let Some(grid) = quant.grid() {
+            let IntPanel { values_at, block_bytes, bytes, .. } = grid.panel(cols)?;
+            return Some(Self { n_blocks, values_at, block_bytes, used: bytes });
         }
+        let row_bytes = if quant == QuantType::F32 { PANEL_ROWS * 4 } else { PANEL_ROWS * 2 };
+        Some(Self { n_blocks, values_at: 0, block_bytes: BLOCK * row_bytes, used: cols * row_bytes })
     }
+}
+
+/// What is done with a block.
+enum Step<'a> {
+    /// Its scales are found.
+    Fit(&'a mut [f32; PANEL_ROWS]),
+    /// Its values are written: the bytes of its panel from its first value on, and its scales.
+    Write(&'a mut [u8], [f32; PANEL_ROWS]),
 }
 
 impl Kernels {
@@ -164,33 +167,29 @@ impl Kernels {
         let n_panels = rows.div_ceil(PANEL_ROWS);
         let panel_bytes = panels.len() / n_panels;
         let parts = Parts::new(quant, cols).expect("the panels are in memory");
-        for panel in panels.chunks_exact_mut(panel_bytes) {
-            if parts.values_at > 0 {
-                panel[parts.n_blocks * PANEL_ROWS * 2..parts.values_at].fill(0);
+        // Block by block, `[n_panels][n_blocks]`.
+        let mut scales = vec![[0.0; PANEL_ROWS]; if quant.is_integer() { n_panels * parts.n_blocks } else { 0 }];
+        if quant.is_integer() {
+            each_block(source, [n_panels, parts.n_blocks], |[panel, block]| {
+                let fitted = &mut scales[panel * parts.n_blocks + block];
+                self.encode_block(quant, source, [rows, cols], [panel, block], parts, Step::Fit(fitted))
+            })?;
+            for (scales, panel) in scales.chunks_mut(parts.n_blocks).zip(panels.chunks_exact_mut(panel_bytes)) {
+                store_scales(scales, panel, parts.values_at);
             }
+        }
+        for panel in panels.chunks_exact_mut(panel_bytes) {
             panel[parts.used..].fill(0);
         }
-        let mut block = |panel: usize, block: usize| {
-            let bytes = &mut panels[panel * panel_bytes..][..panel_bytes];
-            if self.encode_block(quant, source, [rows, cols], [panel, block], parts, bytes) {
-                Ok(())
-            } else {
-                Err(unrepresentable(source, [rows, cols], [panel, block]))
-            }
-        };
-        match source.layout {
-            // Along the rows.
-            Layout::Rows { .. } => {
-                (0..n_panels).try_for_each(|panel| (0..parts.n_blocks).try_for_each(|b| block(panel, b)))
-            }
-            // Along the columns: panels that are side by side have their elements in the same lines and pages.
-            Layout::Columns { .. } => {
-                (0..parts.n_blocks).try_for_each(|b| (0..n_panels).try_for_each(|panel| block(panel, b)))
-            }
-        }
+        each_block(source, [n_panels, parts.n_blocks], |[panel, block]| {
+            let values =
+                &mut panels[panel * panel_bytes..][..panel_bytes][parts.values_at + block * parts.block_bytes..];
+            let scales = scales.get(panel * parts.n_blocks + block).copied().unwrap_or_default();
+            self.encode_block(quant, source, [rows, cols], [panel, block], parts, Step::Write(values, scales))
+        })
     }
 
-    /// Encodes one block; whether all its values fit.
+    /// One step of one block.
     fn encode_block(
         self,
         quant: QuantType,
@@ -198,8 +197,8 @@ impl Kernels {
         [rows, cols]: [usize; 2],
         [panel, block]: [usize; 2],
         parts: Parts,
-        bytes: &mut [u8],
-    ) -> bool {
+        step: Step<'_>,
+    ) -> Result<(), Unrepresentable> {
         let (row, col) = (panel * PANEL_ROWS, block * BLOCK);
         let (n_rows, n_cols) = ((rows - row).min(PANEL_ROWS), (cols - col).min(BLOCK));
         let width = source.element.bytes();
@@ -218,33 +217,72 @@ impl Kernels {
                 }
             }
         };
-        let (scales, values) = bytes.split_at_mut(parts.values_at);
-        let values = &mut values[block * parts.block_bytes..];
-        // Types without scales, and the last columns of a panel without blocks: no room to write whole ones.
-        let (mut no_scales, mut last) = ([0u8; PANEL_ROWS * 2], [0u8; BLOCK * PANEL_ROWS * 4]);
-        let scales = scales.get_mut(block * PANEL_ROWS * 2..).filter(|s| !s.is_empty()).unwrap_or(&mut no_scales);
-        let whole = values.len() >= parts.block_bytes;
-        assert!(scales.len() >= PANEL_ROWS * 2, "scales of a block");
-        let args = EncodeArgs {
-            element: source.element,
-            lines,
-            scales: scales.as_mut_ptr().cast(),
-            values: if whole { values.as_mut_ptr() } else { last.as_mut_ptr() },
+        // The last columns of a panel of floats: no room to write whole blocks.
+        let mut last = [0u8; BLOCK * PANEL_ROWS * 4];
+        let fits = match step {
+            Step::Fit(scales) => {
+                let args = EncodeArgs {
+                    element: source.element,
+                    lines,
+                    scales: scales.as_mut_ptr(),
+                    values: std::ptr::null_mut(),
+                };
+                // SAFETY: `self` proves the features. `Source::check` has asserted that all elements of the matrix lie
+                // inside, and this is a whole block of it, or a padded copy; there is room for 16 scales.
+                unsafe { (self.row.fit)(quant, &args) }
+            }
+            Step::Write(values, mut scales) => {
+                let whole = values.len() >= parts.block_bytes;
+                let out = if whole { values.as_mut_ptr() } else { last.as_mut_ptr() };
+                let args = EncodeArgs { element: source.element, lines, scales: scales.as_mut_ptr(), values: out };
+                // SAFETY: as above; there is room for the values of a block.
+                let fits = unsafe {
+                    match quant {
+                        QuantType::F32 => (self.row.encode[0])(&args),
+                        QuantType::F16 => (self.row.encode[1])(&args),
+                        _ => {
+                            (self.row.assign)(quant, &args);
+                            true
+                        }
+                    }
+                };
+                if !whole {
+                    let n = parts.block_bytes / BLOCK * n_cols;
+                    values[..n].copy_from_slice(&last[..n]);
+                }
+                fits
+            }
         };
-        let encode = match quant {
-            QuantType::F32 => self.row.encode[0],
-            QuantType::F16 => self.row.encode[1],
-            QuantType::Q8 => self.row.encode[2],
-            QuantType::Q4 => self.row.encode[3],
-        };
-        // SAFETY: `self` proves the features. `Source::check` has asserted that all elements of the matrix lie inside, and
-        // this is a whole block of it, or a padded copy; there is room for 16 scales and for the values of a block.
-        let fits = unsafe { encode(&args) };
-        if !whole {
-            let n = parts.block_bytes / BLOCK * n_cols;
-            values[..n].copy_from_slice(&last[..n]);
+        if fits { Ok(()) } else { Err(unrepresentable(source, [rows, cols], [panel, block])) }
+    }
+}
+
+/// Goes through the blocks of all panels in an order that is kind to the source's cache lines and pages.
+fn each_block(
+    source: &Source<'_>,
+    [n_panels, n_blocks]: [usize; 2],
+    mut step: impl FnMut([usize; 2]) -> Result<(), Unrepresentable>,
+) -> Result<(), Unrepresentable> {
+    match source.layout {
+        // Along the rows.
+        Layout::Rows { .. } => (0..n_panels).try_for_each(|panel| (0..n_blocks).try_for_each(|b| step([panel, b]))),
+        // Along the columns: panels that are side by side have their elements in the same lines and pages.
+        Layout::Columns { .. } => (0..n_blocks).try_for_each(|b| (0..n_panels).try_for_each(|panel| step([panel, b]))),
+    }
+}
+
+/// Writes the scales of a panel as the file has them, and rounds `scales` to what that stands for.
+fn store_scales(scales: &mut [[f32; PANEL_ROWS]], panel: &mut [u8], values_at: usize) {
+    panel[..values_at].fill(0);
+    for row in 0..PANEL_ROWS {
+        let largest = scales.iter().map(|s| s[row].abs()).fold(0.0, f32::max);
+        let unit = row_scale(largest);
+        panel[row * 4..][..4].copy_from_slice(&unit.to_le_bytes());
+        for (block, scales) in scales.iter_mut().enumerate() {
+            let code = nearest_scale(scales[row], unit);
+            panel[ROW_SCALES + block * PANEL_ROWS + row] = code as u8;
+            scales[row] = square(code) * unit;
         }
-        fits
     }
 }
 

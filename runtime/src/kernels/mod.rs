@@ -209,22 +209,20 @@ enum Lines {
 struct EncodeArgs {
     element: Element,
     lines: Lines,
-    /// 16 f16 scales, written by types that have them and used as scratch by none else.
-    scales: *mut u16,
-    /// The values of a whole block.
+    /// 16 scales: written when they are fitted, read when codes are assigned, and nothing to float types.
+    scales: *mut f32,
+    /// The values of a whole block; nothing when scales are fitted.
     values: *mut u8,
 }
 
 type GemmFn = unsafe fn(&GemmArgs);
+/// Returns whether all values fit.
 type EncodeFn = unsafe fn(&EncodeArgs) -> bool;
 
 /// The functions of one instruction set.
 struct Row {
-    /// Matrix products by quant type: for one token, and for many.
-    f32: [GemmFn; 2],
-    f16: [GemmFn; 2],
-    q8: [GemmFn; 2],
-    q4: [GemmFn; 2],
+    /// Matrix products in order of [`QuantType::ALL`]: for one token, and for many.
+    gemm: [[GemmFn; 2]; 8],
     /// By [`CacheType`].
     attention: [unsafe fn(&AttentionArgs<'_>); 3],
     /// By [`NormKind`].
@@ -234,8 +232,11 @@ struct Row {
     to_q8: unsafe fn(*const f32, usize, *mut i8) -> u16,
     activate: unsafe fn(Activation, *mut f32, usize),
     exp_sum: unsafe fn(*const f32, usize) -> (f32, f64),
-    /// By quant type; whether all values fit.
-    encode: [EncodeFn; 4],
+    /// Of `f32` and `f16`.
+    encode: [EncodeFn; 2],
+    /// Of integer types: scales, and then codes.
+    fit: unsafe fn(QuantType, &EncodeArgs) -> bool,
+    assign: unsafe fn(QuantType, &EncodeArgs),
     read: unsafe fn(*const u8, usize) -> f32,
     multiply: unsafe fn(usize) -> f32,
     /// Operands that `multiply` multiplies in a round.
@@ -259,10 +260,12 @@ macro_rules! instantiate {
         mod $module {
             use super::generic::{attention, attention_q8, ceilings, encode, gemm_float, gemm_int, rows};
             use super::{ActBlock, AttentionArgs, EncodeArgs, GemmArgs, Row};
+            use crate::quant::QuantType;
             use crate::spec::Activation;
+            use gemm_int::{Centered, Four, Planes, Table, Three, Two};
 
             type S = $simd;
-            type Q4 = gemm_int::Q4<<S as super::simd::Simd>::T>;
+            type T = <S as super::simd::Simd>::T;
 
             #[cfg(test)]
             static PRODUCTS: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
@@ -303,14 +306,54 @@ macro_rules! instantiate {
                 unsafe { gemm_int::gemm::<S, gemm_int::Q8, $ip, $it>(args) }
             }
             $(#[$feature])*
+            unsafe fn q6_one(args: &GemmArgs) {
+                count();
+                unsafe { gemm_int::gemv::<S, Planes<Centered<32>, 4, 2>>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn q6_many(args: &GemmArgs) {
+                count();
+                unsafe { gemm_int::gemm::<S, Planes<Centered<32>, 4, 2>, $ip, $it>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn q5_one(args: &GemmArgs) {
+                count();
+                unsafe { gemm_int::gemv::<S, Planes<Centered<16>, 4, 1>>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn q5_many(args: &GemmArgs) {
+                count();
+                unsafe { gemm_int::gemm::<S, Planes<Centered<16>, 4, 1>, $ip, $it>(args) }
+            }
+            $(#[$feature])*
             unsafe fn q4_one(args: &GemmArgs) {
                 count();
-                unsafe { gemm_int::gemv::<S, Q4>(args) }
+                unsafe { gemm_int::gemv::<S, Planes<Table<T, Four>, 4, 0>>(args) }
             }
             $(#[$feature])*
             unsafe fn q4_many(args: &GemmArgs) {
                 count();
-                unsafe { gemm_int::gemm::<S, Q4, $ip, $it>(args) }
+                unsafe { gemm_int::gemm::<S, Planes<Table<T, Four>, 4, 0>, $ip, $it>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn q3_one(args: &GemmArgs) {
+                count();
+                unsafe { gemm_int::gemv::<S, Planes<Table<T, Three>, 2, 1>>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn q3_many(args: &GemmArgs) {
+                count();
+                unsafe { gemm_int::gemm::<S, Planes<Table<T, Three>, 2, 1>, $ip, $it>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn q2_one(args: &GemmArgs) {
+                count();
+                unsafe { gemm_int::gemv::<S, Planes<Table<T, Two>, 2, 0>>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn q2_many(args: &GemmArgs) {
+                count();
+                unsafe { gemm_int::gemm::<S, Planes<Table<T, Two>, 2, 0>, $ip, $it>(args) }
             }
             $(#[$feature])*
             unsafe fn attend_f32(args: &AttentionArgs<'_>) {
@@ -362,12 +405,12 @@ macro_rules! instantiate {
                 unsafe { encode::f16::<S>(args) }
             }
             $(#[$feature])*
-            unsafe fn encode_q8(args: &EncodeArgs) -> bool {
-                unsafe { encode::q8::<S>(args) }
+            unsafe fn fit(quant: QuantType, args: &EncodeArgs) -> bool {
+                unsafe { encode::fit::<S>(quant, args) }
             }
             $(#[$feature])*
-            unsafe fn encode_q4(args: &EncodeArgs) -> bool {
-                unsafe { encode::q4::<S>(args) }
+            unsafe fn assign(quant: QuantType, args: &EncodeArgs) {
+                unsafe { encode::assign::<S>(quant, args) }
             }
             $(#[$feature])*
             unsafe fn read(p: *const u8, lines: usize) -> f32 {
@@ -379,10 +422,16 @@ macro_rules! instantiate {
             }
 
             pub(super) static ROW: Row = Row {
-                f32: [f32_one, f32_many],
-                f16: [f16_one, f16_many],
-                q8: [q8_one, q8_many],
-                q4: [q4_one, q4_many],
+                gemm: [
+                    [f32_one, f32_many],
+                    [f16_one, f16_many],
+                    [q8_one, q8_many],
+                    [q6_one, q6_many],
+                    [q5_one, q5_many],
+                    [q4_one, q4_many],
+                    [q3_one, q3_many],
+                    [q2_one, q2_many],
+                ],
                 attention: [attend_f32, attend_f16, attend_q8],
                 norm: [layer_norm, rms_norm],
                 quantize,
@@ -390,7 +439,9 @@ macro_rules! instantiate {
                 to_q8,
                 activate,
                 exp_sum,
-                encode: [encode_f32, encode_f16, encode_q8, encode_q4],
+                encode: [encode_f32, encode_f16],
+                fit,
+                assign,
                 read,
                 multiply,
                 peak_operands: $pw * $px,
@@ -553,12 +604,7 @@ impl Kernels {
             out: out.as_mut_ptr(),
             epilogue,
         };
-        let functions = match w.quant() {
-            QuantType::F32 => &self.row.f32,
-            QuantType::F16 => &self.row.f16,
-            QuantType::Q8 => &self.row.q8,
-            QuantType::Q4 => &self.row.q4,
-        };
+        let functions = &self.row.gemm[w.quant() as usize];
         // SAFETY: `self` proves the features. `Matrix` has `panel_bytes` for each of its panels, laid out for its type
         // and columns; the other lengths were asserted above.
         unsafe { functions[usize::from(n_tokens > 1)](&args) }

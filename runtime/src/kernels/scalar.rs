@@ -129,12 +129,19 @@ impl Simd for Scalar {
         // SAFETY: valid for 64 bytes, the trait's contract.
         unsafe { p.cast::<Self::B>().read_unaligned() }
     }
-    #[cfg_attr(target_arch = "x86_64", inline(never))]
-    #[cfg_attr(not(target_arch = "x86_64"), inline(always))]
-    unsafe fn load_codes(p: *const u8, table: Self::T) -> (Self::B, Self::B) {
-        // SAFETY: valid for 64 bytes, the trait's contract.
-        let bytes = unsafe { p.cast::<[u8; 64]>().read_unaligned() };
-        (bytes.map(|b| table[usize::from(b & 15)]), bytes.map(|b| table[usize::from(b >> 4)]))
+    #[inline(always)]
+    unsafe fn load_i8_lanes(p: *const i8) -> Self::F {
+        // SAFETY: valid for 16 bytes, the trait's contract.
+        unsafe { p.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn entries(index: Self::B, table: Self::T) -> Self::B {
+        // SAFETY: no pointers.
+        unsafe { Self::lookup(from_fn(|i| table[i % 16]), index) }
+    }
+    #[inline(always)]
+    unsafe fn centered(code: Self::B, half: i8) -> Self::B {
+        code.map(|c| c - half)
     }
     #[inline(always)]
     unsafe fn load_bytes(p: *const u8) -> Self::B {
@@ -183,12 +190,20 @@ impl Simd for Scalar {
         index.map(|i| table[i as usize & 15])
     }
     #[inline(always)]
-    unsafe fn high_nibbles(v: Self::B) -> Self::B {
-        v.map(|b| (b as u8 >> 4) as i8)
+    unsafe fn shift_right(v: Self::B, n: u32) -> Self::B {
+        v.map(|b| (b as u8 >> n) as i8)
     }
     #[inline(always)]
-    unsafe fn join_nibbles(low: Self::B, high: Self::B) -> Self::B {
-        from_fn(|i| low[i] | high[i] << 4)
+    unsafe fn shift_left(v: Self::B, n: u32) -> Self::B {
+        v.map(|b| b << n)
+    }
+    #[inline(always)]
+    unsafe fn mask(v: Self::B, mask: u8) -> Self::B {
+        v.map(|b| b & mask as i8)
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::B, b: Self::B) -> Self::B {
+        from_fn(|i| a[i] | b[i])
     }
     #[inline(always)]
     unsafe fn select_above(a: Self::B, b: Self::B, x: Self::B, y: Self::B) -> Self::B {

@@ -66,12 +66,16 @@ pub(crate) trait Simd: Copy {
     unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn to_f(v: Self::I) -> Self::F;
 
+    /// 16 whole numbers in -128..=127.
+    unsafe fn load_i8_lanes(p: *const i8) -> Self::F;
+
     unsafe fn table(entries: &[i8; 16]) -> Self::T;
     /// 64 signed weights, in the form that [`dot_i8`](Self::dot_i8) takes.
     unsafe fn load_i8(p: *const u8) -> Self::B;
-    /// 64 bytes of two indices each: the low nibbles' table entries and the high nibbles', in the form that
-    /// [`dot_code`](Self::dot_code) takes.
-    unsafe fn load_codes(p: *const u8, table: Self::T) -> (Self::B, Self::B);
+    /// The entries at indices below 16, in the form that [`dot_code`](Self::dot_code) takes.
+    unsafe fn entries(index: Self::B, table: Self::T) -> Self::B;
+    /// `code - half`, the same.
+    unsafe fn centered(code: Self::B, half: i8) -> Self::B;
     unsafe fn load_bytes(p: *const u8) -> Self::B;
     unsafe fn store_bytes(p: *mut u8, v: Self::B);
     /// `acc[row] + sum over 4 columns of w[row][col] * x[col]`, `x` in -127..=127.
@@ -88,10 +92,13 @@ pub(crate) trait Simd: Copy {
     unsafe fn repeat(p: *const u8) -> Self::B;
     /// `table[index]` of each byte; indices are below 16.
     unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B;
-    /// The upper four bits of each byte.
-    unsafe fn high_nibbles(v: Self::B) -> Self::B;
-    /// `low | high << 4`, both below 16.
-    unsafe fn join_nibbles(low: Self::B, high: Self::B) -> Self::B;
+    /// Each byte `n` bits lower; what moves into it from above is not defined.
+    unsafe fn shift_right(v: Self::B, n: u32) -> Self::B;
+    /// Each byte `n` bits higher; what moves into it from below is not defined.
+    unsafe fn shift_left(v: Self::B, n: u32) -> Self::B;
+    /// `v & mask` of each byte.
+    unsafe fn mask(v: Self::B, mask: u8) -> Self::B;
+    unsafe fn or(a: Self::B, b: Self::B) -> Self::B;
     /// `a > b ? x : y` of unsigned bytes.
     unsafe fn select_above(a: Self::B, b: Self::B, x: Self::B, y: Self::B) -> Self::B;
     /// `v < 0 ? x : y`, `v` signed.

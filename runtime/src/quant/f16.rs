@@ -9,8 +9,7 @@
 use super::{Codec, PANEL_ROWS};
 use half::f16;
 
-pub(super) static CODEC: Codec =
-    Codec { name: "f16", panel_bytes: |cols| cols.checked_mul(PANEL_ROWS * 2), add_row, integer: false };
+pub(super) static CODEC: Codec = Codec { panel_bytes: |cols| cols.checked_mul(PANEL_ROWS * 2), add_row };
 
 fn add_row(panel: &[u8], _cols: usize, row: usize, out: &mut [f32]) {
     for (column, out) in panel.chunks_exact(PANEL_ROWS * 2).zip(out) {

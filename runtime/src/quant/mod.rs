@@ -5,18 +5,26 @@
 //! model file is used in place. Each file of this folder holds one type: its layout and decoder. Encoders and dot
 //! products live in `kernels`.
 //!
-//! Block types (`q8`, `q4`) lead a panel with all its scales and follow with all its values. Scales
-//! in front of each block (288 bytes for `q4`) would make every second block straddle cache lines;
-//! with a prefetch 4 KiB ahead the panel form read 15.5 GB/s where that one read 12.6 (80 MiB,
-//! one thread), and without prefetch they are within 10 %.
+//! Integer types lead a panel with all its scales and follow with all its values. Scales in front of each block would make every
+//! second block straddle cache lines; with a prefetch 4 KiB ahead the panel form read 15.5 GB/s where that one read 12.6 (80 MiB
+//! of 4 bits with f16 scales, one thread), and without prefetch they are within 10 %.
 
 #![forbid(unsafe_code)]
 
 mod f16;
 mod f32;
+mod integer;
+mod q2;
+mod q3;
 mod q4;
+mod q5;
+mod q6;
 mod q8;
 
+pub use integer::{Grid, nearest_scale, row_scale, square};
+pub(crate) use integer::{IntPanel, ROW_SCALES};
+pub use q2::CODEBOOK as Q2_CODEBOOK;
+pub use q3::CODEBOOK as Q3_CODEBOOK;
 pub use q4::CODEBOOK as Q4_CODEBOOK;
 
 use crate::storage::{ALIGN, Bytes};
@@ -24,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 /// Rows of a panel: the f32 lanes of one AVX-512 register.
 pub const PANEL_ROWS: usize = 16;
-/// Columns that share a scale in the block types.
+/// Columns that share a scale in the integer types.
 pub const BLOCK: usize = 32;
 
 /// Identifies the interleaving of panels in the file.
@@ -38,10 +46,18 @@ pub enum QuantType {
     F32,
     /// 16-bit floats.
     F16,
-    /// 8-bit integers, an f16 scale per block of 32: 8.5 bits per weight.
+    /// 8-bit integers: 8.25 bits per weight, as all that follow with a scale for each block of 32.
     Q8,
-    /// 4-bit indices into a fixed table, an f16 scale per block of 32: 4.5 bits per weight.
+    /// 6-bit integers: 6.25 bits per weight.
+    Q6,
+    /// 5-bit integers: 5.25 bits per weight.
+    Q5,
+    /// 4-bit indices into a fixed table: 4.25 bits per weight.
     Q4,
+    /// 3-bit indices: 3.25 bits per weight.
+    Q3,
+    /// 2-bit indices: 2.25 bits per weight.
+    Q2,
 }
 
 /// A value that a type cannot hold.
@@ -55,33 +71,54 @@ pub struct Unrepresentable {
     pub value: f32,
 }
 
-/// What a quant type provides.
+/// What a float type provides.
 struct Codec {
-    name: &'static str,
     /// Bytes of a panel of `cols` columns before rounding up to [`ALIGN`].
     panel_bytes: fn(cols: usize) -> Option<usize>,
     /// Adds row `row` of a panel to `out` `[cols]`.
     add_row: fn(panel: &[u8], cols: usize, row: usize, out: &mut [f32]),
-    /// Whether the kernels multiply it as integers (activations are quantized) or as floats.
-    integer: bool,
+}
+
+/// The two kinds of type.
+enum Kind {
+    /// Multiplied as floats.
+    Float(&'static Codec),
+    /// Multiplied as integers: activations are quantized.
+    Integer(&'static Grid),
 }
 
 impl QuantType {
     /// Every type, most precise first.
-    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Q8, Self::Q4];
+    pub const ALL: [Self; 8] = [Self::F32, Self::F16, Self::Q8, Self::Q6, Self::Q5, Self::Q4, Self::Q3, Self::Q2];
 
-    fn codec(self) -> &'static Codec {
+    /// The integer types, most precise first.
+    pub const INTEGER: [Self; 6] = [Self::Q8, Self::Q6, Self::Q5, Self::Q4, Self::Q3, Self::Q2];
+
+    fn kind(self) -> Kind {
         match self {
-            Self::F32 => &f32::CODEC,
-            Self::F16 => &f16::CODEC,
-            Self::Q8 => &q8::CODEC,
-            Self::Q4 => &q4::CODEC,
+            Self::F32 => Kind::Float(&f32::CODEC),
+            Self::F16 => Kind::Float(&f16::CODEC),
+            Self::Q8 => Kind::Integer(&q8::GRID),
+            Self::Q6 => Kind::Integer(&q6::GRID),
+            Self::Q5 => Kind::Integer(&q5::GRID),
+            Self::Q4 => Kind::Integer(&q4::GRID),
+            Self::Q3 => Kind::Integer(&q3::GRID),
+            Self::Q2 => Kind::Integer(&q2::GRID),
         }
     }
 
     /// The name people use, e.g. `q4`.
     pub fn name(self) -> &'static str {
-        self.codec().name
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Q8 => "q8",
+            Self::Q6 => "q6",
+            Self::Q5 => "q5",
+            Self::Q4 => "q4",
+            Self::Q3 => "q3",
+            Self::Q2 => "q2",
+        }
     }
 
     /// The type called `name`.
@@ -91,12 +128,24 @@ impl QuantType {
 
     /// Whether the kernels multiply it as integers (and so quantize the activations).
     pub fn is_integer(self) -> bool {
-        self.codec().integer
+        self.grid().is_some()
+    }
+
+    /// How an integer type stores its values.
+    pub fn grid(self) -> Option<&'static Grid> {
+        match self.kind() {
+            Kind::Float(_) => None,
+            Kind::Integer(grid) => Some(grid),
+        }
     }
 
     /// Bytes of one panel of `cols` columns: a multiple of 64. `None` when it overflows.
     pub fn panel_bytes(self, cols: usize) -> Option<usize> {
-        (self.codec().panel_bytes)(cols)?.checked_next_multiple_of(ALIGN)
+        let bytes = match self.kind() {
+            Kind::Float(codec) => (codec.panel_bytes)(cols)?,
+            Kind::Integer(grid) => grid.panel(cols)?.bytes,
+        };
+        bytes.checked_next_multiple_of(ALIGN)
     }
 
     /// Bytes of a matrix `[rows, cols]`: a multiple of 64. `None` when it overflows.
@@ -185,40 +234,11 @@ impl Matrix {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert_eq!(out.len(), self.cols);
         let panel = &self.data[row / PANEL_ROWS * self.panel_bytes..][..self.panel_bytes];
-        (self.quant.codec().add_row)(panel, self.cols, row % PANEL_ROWS, out);
+        match self.quant.kind() {
+            Kind::Float(codec) => (codec.add_row)(panel, self.cols, row % PANEL_ROWS, out),
+            Kind::Integer(grid) => grid.add_row(panel, self.cols, row % PANEL_ROWS, out),
+        }
     }
-}
-
-/// Where the parts of a block-type panel lie: `n_blocks * 16` f16 scales, padded to a cache line, then
-/// `n_blocks` blocks of `block_bytes`.
-#[derive(Clone, Copy)]
-pub(crate) struct BlockPanel {
-    pub(crate) n_blocks: usize,
-    pub(crate) values_at: usize,
-    pub(crate) bytes: usize,
-}
-
-impl BlockPanel {
-    pub(crate) fn new(cols: usize, block_bytes: usize) -> Option<Self> {
-        let n_blocks = cols.div_ceil(BLOCK);
-        let values_at = n_blocks.checked_mul(PANEL_ROWS * 2)?.checked_next_multiple_of(ALIGN)?;
-        Some(Self { n_blocks, values_at, bytes: values_at.checked_add(n_blocks.checked_mul(block_bytes)?)? })
-    }
-
-    /// Byte offset of the scale of `row` in `block`.
-    fn scale_at(block: usize, row: usize) -> usize {
-        (block * PANEL_ROWS + row) * 2
-    }
-
-    fn scale(panel: &[u8], block: usize, row: usize) -> f32 {
-        let at = Self::scale_at(block, row);
-        half::f16::from_le_bytes([panel[at], panel[at + 1]]).to_f32()
-    }
-}
-
-/// Byte offset of column `col` (0 to 31) of `row` in a block of bytes: groups of 4 columns, 64 bytes each.
-fn group_offset(row: usize, col: usize) -> usize {
-    col / 4 * 64 + row * 4 + col % 4
 }
 
 #[cfg(test)]

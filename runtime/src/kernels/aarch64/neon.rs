@@ -267,12 +267,21 @@ impl<D: Dot> Simd for Neon<D> {
         unsafe { Self::load_bytes(p) }
     }
     #[inline(always)]
-    unsafe fn load_codes(p: *const u8, table: Self::T) -> (Self::B, Self::B) {
+    unsafe fn load_i8_lanes(p: *const i8) -> Self::F {
         unsafe {
-            let bytes: [uint8x16_t; 4] = from_fn(|i| vld1q_u8(p.add(i * 16)));
-            let low = bytes.map(|b| vqtbl1q_s8(table, vandq_u8(b, vdupq_n_u8(15))));
-            (low, bytes.map(|b| vqtbl1q_s8(table, vshrq_n_u8::<4>(b))))
+            let bytes = vld1q_s8(p);
+            let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes)));
+            [vget_low_s16(low), vget_high_s16(low), vget_low_s16(high), vget_high_s16(high)]
+                .map(|four| vcvtq_f32_s32(vmovl_s16(four)))
         }
+    }
+    #[inline(always)]
+    unsafe fn entries(index: Self::B, table: Self::T) -> Self::B {
+        index.map(|index| unsafe { vqtbl1q_s8(table, vreinterpretq_u8_s8(index)) })
+    }
+    #[inline(always)]
+    unsafe fn centered(code: Self::B, half: i8) -> Self::B {
+        code.map(|code| unsafe { vsubq_s8(code, vdupq_n_s8(half)) })
     }
     #[inline(always)]
     unsafe fn load_bytes(p: *const u8) -> Self::B {
@@ -320,12 +329,21 @@ impl<D: Dot> Simd for Neon<D> {
         quarters(table, index, |table, index| unsafe { vqtbl1q_s8(table, vreinterpretq_u8_s8(index)) })
     }
     #[inline(always)]
-    unsafe fn high_nibbles(v: Self::B) -> Self::B {
-        v.map(|v| unsafe { vreinterpretq_s8_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s8(v))) })
+    unsafe fn shift_right(v: Self::B, n: u32) -> Self::B {
+        let by = -(n as i8);
+        v.map(|v| unsafe { vreinterpretq_s8_u8(vshlq_u8(vreinterpretq_u8_s8(v), vdupq_n_s8(by))) })
     }
     #[inline(always)]
-    unsafe fn join_nibbles(low: Self::B, high: Self::B) -> Self::B {
-        quarters(low, high, |low, high| unsafe { vsliq_n_s8::<4>(low, high) })
+    unsafe fn shift_left(v: Self::B, n: u32) -> Self::B {
+        v.map(|v| unsafe { vshlq_s8(v, vdupq_n_s8(n as i8)) })
+    }
+    #[inline(always)]
+    unsafe fn mask(v: Self::B, mask: u8) -> Self::B {
+        v.map(|v| unsafe { vandq_s8(v, vdupq_n_s8(mask as i8)) })
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::B, b: Self::B) -> Self::B {
+        quarters(a, b, |a, b| unsafe { vorrq_s8(a, b) })
     }
     #[inline(always)]
     unsafe fn select_above(a: Self::B, b: Self::B, x: Self::B, y: Self::B) -> Self::B {

@@ -3,26 +3,32 @@
 //! Every function loads its block, writes it as the panel of its type has it (see `quant`), and says whether all values
 //! fit: if not, what it wrote means nothing.
 //!
-//! # The scale of a `q4` block
+//! Integer types take two steps. A block's scale is fitted first; when all of a row's are known they are rounded to what the
+//! file can hold, and codes are assigned for these.
 //!
-//! The table is not uniform, so the best scale is not known from the largest value; it is found by trying what the largest
-//! value might map to, with both signs (the table is not symmetric either: one sign alone costs 6 % RMSE). For a trial the
-//! indices are fixed, and the scale that is best *for these indices* follows in closed form, `sum(x q) / sum(q q)`; it
-//! lowers the squared error by `sum(x q)^2 / sum(q q)`, which is compared.
+//! # The scale of a block of integers
+//!
+//! Some steps that the largest value may be away from zero are tried. For a trial the integers are fixed, and the scale that is
+//! best *for these* follows in closed form, `sum(x q) / sum(q q)`; it lowers the squared error by `sum(x q)^2 / sum(q q)`, which is
+//! compared. The scale's sign puts the largest value on the negative side, which has one integer more.
+//!
+//! # The scale of a block of indices
+//!
+//! The same, with both signs: the tables are not symmetric, and one sign alone costs `q4` 6 % RMSE.
 //!
 //! All trials look at one rounding of the block to a sign and 8 bits of magnitude, 255 being the row's largest value. A
 //! trial is then the same for every block: a small table from magnitude to entry. Sixteen cells of 16 magnitudes are
 //! narrower than the distance of two boundaries between entries, so one comparison inside the cell finishes it. Both
 //! signs of a trial take the same two look-ups, for values of the scale's sign and of the other. Sums are exact integers.
 //!
-//! Relative RMSE, in % (gpt2-mini, Gaussian, Student's t with 4 degrees of freedom): 12 trials on 255 levels 7.400,
-//! 7.285, 8.640; the same on 127 levels 7.408, 7.293, 8.650; 8 trials 7.408, 7.294, 8.644; 16 trials 7.398, 7.284,
+//! Relative RMSE of `q4`, in % (gpt2-mini, Gaussian, Student's t with 4 degrees of freedom; f16 scales): 12 trials on 255 levels
+//! 7.400, 7.285, 8.640; the same on 127 levels 7.408, 7.293, 8.650; 8 trials 7.408, 7.294, 8.644; 16 trials 7.398, 7.284,
 //! 8.639; 8 trials on the values themselves, as it was before, 7.405, 7.291, 8.640. A second round of scale and indices
 //! from the winner gains 0.002. Weighting errors by x² raised the plain error by 7 %.
 
 use crate::kernels::simd::{LANES, Simd};
 use crate::kernels::{Element, EncodeArgs, Lines};
-use crate::quant::{BLOCK, Q4_CODEBOOK};
+use crate::quant::{BLOCK, Grid, Q2_CODEBOOK, Q3_CODEBOOK, Q4_CODEBOOK, QuantType};
 
 /// Columns of a group: those that lie side by side in 64 bytes.
 const GROUP: usize = 4;
@@ -42,15 +48,15 @@ struct Side {
 }
 
 /// A magnitude of 255 stands for `quarters / 4` in units of the table's entries.
-const fn side(up: bool, quarters: i32, indices: bool) -> Side {
+const fn side(table: &[i8], up: bool, quarters: i32, indices: bool) -> Side {
     let mut side = Side { boundary: [255; 16], low: [0; 16], high: [0; 16] };
-    // The entry nearest to zero, from above and from below.
-    let mut entry = 8usize;
+    let mut entry = nearest_to_zero(table);
     let mut magnitude = 0;
     while magnitude < 256 {
         let (cell, next) = (magnitude / 16, if up { entry + 1 } else { entry.wrapping_sub(1) });
-        if next < Q4_CODEBOOK.len() {
-            let twice_the_middle = (Q4_CODEBOOK[entry] as i32 + Q4_CODEBOOK[next] as i32).abs();
+        if next < table.len() {
+            let middle = table[entry] as i32 + table[next] as i32;
+            let twice_the_middle = if up { middle } else { -middle };
             if magnitude as i32 * quarters > twice_the_middle * 510 {
                 if magnitude % 16 != 0 {
                     assert!(side.boundary[cell] == 255, "two boundaries in a cell");
@@ -61,8 +67,8 @@ const fn side(up: bool, quarters: i32, indices: bool) -> Side {
         }
         let value = match (indices, up) {
             (true, _) => entry as i8,
-            (false, true) => Q4_CODEBOOK[entry],
-            (false, false) => -Q4_CODEBOOK[entry],
+            (false, true) => table[entry],
+            (false, false) => -table[entry],
         };
         if magnitude % 16 == 0 {
             side.low[cell] = value as u8;
@@ -73,20 +79,63 @@ const fn side(up: bool, quarters: i32, indices: bool) -> Side {
     side
 }
 
-/// For each target, the entries up and down.
-static TRIALS: [[Side; 2]; TARGETS.len()] = {
-    let mut trials = [INDICES; TARGETS.len()];
-    let mut i = 0;
-    while i < TARGETS.len() {
-        trials[i] = [side(true, 4 * TARGETS[i], false), side(false, 4 * TARGETS[i], false)];
+const fn nearest_to_zero(table: &[i8]) -> usize {
+    let (mut nearest, mut i) = (0, 1);
+    while i < table.len() {
+        if table[i].unsigned_abs() < table[nearest].unsigned_abs() {
+            nearest = i;
+        }
         i += 1;
     }
-    trials
-};
+    nearest
+}
 
-/// Indices of the entries nearest to magnitudes in quarters of a unit, rounded up: then the boundaries, which are multiples
-/// of half a unit, are exact.
-const INDICES: [Side; 2] = [side(true, 255, true), side(false, 255, true)];
+/// What is looked up to encode for a table.
+struct Lookups {
+    /// For each target, the entries up and down.
+    trials: [[Side; 2]; TARGETS.len()],
+    /// Indices of the entries nearest to magnitudes in quarters of a unit, rounded up: then the boundaries, which are
+    /// multiples of half a unit, are exact.
+    indices: [Side; 2],
+}
+
+const fn lookups(table: &[i8]) -> Lookups {
+    let indices = [side(table, true, 255, true), side(table, false, 255, true)];
+    let mut trials = [indices; TARGETS.len()];
+    let mut i = 0;
+    while i < TARGETS.len() {
+        trials[i] = [side(table, true, 4 * TARGETS[i], false), side(table, false, 4 * TARGETS[i], false)];
+        i += 1;
+    }
+    Lookups { trials, indices }
+}
+
+static Q4: Lookups = lookups(&Q4_CODEBOOK);
+static Q3: Lookups = lookups(&Q3_CODEBOOK);
+static Q2: Lookups = lookups(&Q2_CODEBOOK);
+
+/// How codes of a type are found.
+enum Search {
+    /// They are integers: the lowest, the highest, and how many steps the largest value may be away from zero.
+    Integers(f32, f32, &'static [f32]),
+    /// They are looked up.
+    Table(&'static Lookups),
+}
+
+impl Search {
+    #[inline(always)]
+    fn of(quant: QuantType) -> Self {
+        match quant {
+            QuantType::F32 | QuantType::F16 => unreachable!("{quant} has no scales"),
+            QuantType::Q8 => Self::Integers(-127.0, 127.0, &[127.0, 126.5, 126.0, 125.5, 125.0]),
+            QuantType::Q6 => Self::Integers(-32.0, 31.0, &[33.0, 32.5, 32.0, 31.5, 31.0, 30.0]),
+            QuantType::Q5 => Self::Integers(-16.0, 15.0, &[17.0, 16.5, 16.0, 15.5, 15.0, 14.5, 14.0]),
+            QuantType::Q4 => Self::Table(&Q4),
+            QuantType::Q3 => Self::Table(&Q3),
+            QuantType::Q2 => Self::Table(&Q2),
+        }
+    }
+}
 
 /// A [`Side`] in registers.
 struct Steps<S: Simd> {
@@ -112,7 +161,7 @@ impl<S: Simd> Steps<S> {
     unsafe fn at(&self, magnitude: S::B) -> S::B {
         // SAFETY: the features are the caller's promise.
         unsafe {
-            let cell = S::high_nibbles(magnitude);
+            let cell = S::mask(S::shift_right(magnitude, 4), 15);
             let (low, high) = (S::lookup(self.low, cell), S::lookup(self.high, cell));
             S::select_above(magnitude, S::lookup(self.boundary, cell), high, low)
         }
@@ -257,69 +306,77 @@ pub(in crate::kernels) unsafe fn f16<S: Simd>(args: &EncodeArgs) -> bool {
     }
 }
 
-/// `q8`: the f16 scale with the least squared error among those that put the largest value at 127 to 125, and integers.
+/// Below this a row is taken for zeros: far below what any model has, and no quotient overflows.
+const LEAST: f32 = 1e-30;
+
+/// The best scales of a block.
 #[inline(always)]
-pub(in crate::kernels) unsafe fn q8<S: Simd>(args: &EncodeArgs) -> bool {
-    // SAFETY: the caller's pointers cover a block, 16 scales and the values.
+pub(in crate::kernels) unsafe fn fit<S: Simd>(quant: QuantType, args: &EncodeArgs) -> bool {
+    // SAFETY: the caller's pointers cover a block and 16 scales.
     unsafe {
         let (x, finite) = load::<S>(args);
-        let zero = S::splat(0.0);
         let largest = magnitudes::<S>(&x);
-        let (mut best, mut least) = (zero, S::splat(f32::INFINITY));
-        let mut scales = [zero; 5];
-        for (scale, levels) in scales.iter_mut().zip([127.0, 126.5, 126.0, 125.5, 125.0]) {
-            S::store_f16(args.scales, S::div(largest, S::splat(levels)));
-            *scale = S::load_f16(args.scales);
-            let (inverse, negated) = (invert::<S>(*scale), S::sub(zero, *scale));
-            let mut error = zero;
-            for &x in &x {
-                let off = S::fma(S::round(steps::<S>(x, inverse)), negated, x);
-                error = S::fma(off, off, error);
-            }
-            best = S::select_lt(error, least, *scale, best);
-            least = S::min(error, least);
-        }
-        S::store_f16(args.scales, best);
-        let inverse = invert::<S>(best);
-        for (group, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
-            let mut q = *x;
-            for i in 0..GROUP {
-                q[i] = steps::<S>(x[i], inverse);
-            }
-            S::store_bytes(args.values.add(group * GROUP * LANES), S::pack_i8(q));
-        }
-        finite && all_finite::<S>(&scales)
+        let scales = match Search::of(quant) {
+            Search::Integers(lowest, highest, trials) => fit_integers::<S>(&x, largest, [lowest, highest], trials),
+            Search::Table(lookups) => fit_table::<S>(&x, largest, lookups),
+        };
+        S::store(args.scales, scales);
+        finite
     }
 }
 
-/// `1 / scale`, and 0 when that is not above 0.
 #[inline(always)]
-unsafe fn invert<S: Simd>(scale: S::F) -> S::F {
+unsafe fn fit_integers<S: Simd>(x: &[S::F; BLOCK], largest: S::F, bounds: [f32; 2], trials: &[f32]) -> S::F {
     // SAFETY: the features are the caller's promise.
-    unsafe { S::select_lt(S::splat(0.0), scale, S::div(S::splat(1.0), scale), S::splat(0.0)) }
-}
-
-/// `x * inverse` within -127 to 127, not rounded.
-#[inline(always)]
-unsafe fn steps<S: Simd>(x: S::F, inverse: S::F) -> S::F {
-    // SAFETY: the features are the caller's promise.
-    unsafe { S::max(S::min(S::mul(x, inverse), S::splat(127.0)), S::splat(-127.0)) }
-}
-
-/// `q4`: see the notes on the module.
-#[inline(always)]
-pub(in crate::kernels) unsafe fn q4<S: Simd>(args: &EncodeArgs) -> bool {
-    // SAFETY: the caller's pointers cover a block, 16 scales and the values.
     unsafe {
-        let (x, finite) = load::<S>(args);
         let zero = S::splat(0.0);
-        let largest = magnitudes::<S>(&x);
-        // Below this an f16 scale is 0, far above it the inverse overflows.
-        let inverse = S::select_lt(S::splat(1e-20), largest, S::div(S::splat(255.0), largest), zero);
-        let (magnitudes, signs) = split::<S>(&x, inverse, zero);
+        let mut top = zero;
+        for &x in x {
+            top = S::max(top, x);
+        }
+        // All in -1..=1, the largest value -1 where there is one.
+        let sign = S::select_lt(top, largest, S::splat(1.0), S::splat(-1.0));
+        let unit = S::mul(sign, invert::<S>(largest, LEAST));
+        let (mut scale, mut gain) = (zero, zero);
+        for &steps in trials {
+            let factor = S::mul(unit, S::splat(steps));
+            let (mut xq, mut qq) = (zero, zero);
+            for &x in x {
+                let q = S::round(clamp::<S>(S::mul(x, factor), bounds));
+                xq = S::fma(S::mul(x, unit), q, xq);
+                qq = S::fma(q, q, qq);
+            }
+            let found = S::div(xq, S::max(qq, S::splat(1.0)));
+            let gained = S::mul(found, xq);
+            scale = S::select_lt(gain, gained, found, scale);
+            gain = S::select_lt(gain, gained, gained, gain);
+        }
+        S::mul(scale, S::mul(sign, largest))
+    }
+}
 
+#[inline(always)]
+unsafe fn clamp<S: Simd>(x: S::F, [lowest, highest]: [f32; 2]) -> S::F {
+    // SAFETY: the features are the caller's promise.
+    unsafe { S::max(S::min(x, S::splat(highest)), S::splat(lowest)) }
+}
+
+/// `1 / x` where `x` is above `least`, and 0 elsewhere.
+#[inline(always)]
+unsafe fn invert<S: Simd>(x: S::F, least: f32) -> S::F {
+    // SAFETY: the features are the caller's promise.
+    unsafe { S::select_lt(S::splat(least), x, S::div(S::splat(1.0), x), S::splat(0.0)) }
+}
+
+#[inline(always)]
+unsafe fn fit_table<S: Simd>(x: &[S::F; BLOCK], largest: S::F, lookups: &Lookups) -> S::F {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let zero = S::splat(0.0);
+        let inverse = S::mul(S::splat(255.0), invert::<S>(largest, LEAST));
+        let (magnitudes, signs) = split::<S>(x, inverse, zero);
         let (mut product, mut squares, mut gain) = (zero, S::splat(1.0), zero);
-        for trial in &TRIALS {
+        for trial in &lookups.trials {
             let (up, down) = (Steps::<S>::new(&trial[0]), Steps::<S>::new(&trial[1]));
             let mut sums = [[S::splat_i(0); 2]; 2];
             for group in 0..GROUPS {
@@ -342,23 +399,73 @@ pub(in crate::kernels) unsafe fn q4<S: Simd>(args: &EncodeArgs) -> bool {
                 gain = S::select_lt(best, ours, xx, gain);
             }
         }
-        let scale = S::mul(S::div(product, squares), S::mul(largest, S::splat(1.0 / 255.0)));
-        S::store_f16(args.scales, scale);
-        let scale = S::load_f16(args.scales);
+        S::mul(S::div(product, squares), S::mul(largest, S::splat(1.0 / 255.0)))
+    }
+}
 
-        let quarters = S::select_lt(zero, S::abs(scale), S::div(S::splat(4.0), scale), zero);
-        let (magnitudes, signs) = split::<S>(&x, quarters, S::splat(0.5));
-        let (up, down) = (Steps::<S>::new(&INDICES[0]), Steps::<S>::new(&INDICES[1]));
-        let mut indices = magnitudes;
-        for group in 0..GROUPS {
-            let (up, down) = (up.at(magnitudes[group]), down.at(magnitudes[group]));
-            indices[group] = S::select_negative(signs[group], down, up);
+/// The codes of a block whose scales are given.
+#[inline(always)]
+pub(in crate::kernels) unsafe fn assign<S: Simd>(quant: QuantType, args: &EncodeArgs) {
+    // SAFETY: the caller's pointers cover a block, 16 scales and the values.
+    unsafe {
+        let (x, _) = load::<S>(args);
+        let scales = S::load(args.scales);
+        // Of either sign; 0 for none.
+        let inverse = S::select_lt(S::splat(0.0), S::abs(scales), S::div(S::splat(1.0), scales), S::splat(0.0));
+        let codes = match Search::of(quant) {
+            Search::Integers(lowest, highest, _) => {
+                let mut codes = [S::pack_i8([inverse; GROUP]); GROUPS];
+                for (codes, x) in codes.iter_mut().zip(x.as_chunks::<GROUP>().0) {
+                    let mut q = *x;
+                    for q in &mut q {
+                        *q = clamp::<S>(S::mul(*q, inverse), [lowest, highest]);
+                        // Codes count from the lowest, but for whole bytes.
+                        if lowest > -64.0 {
+                            *q = S::sub(S::round(*q), S::splat(lowest));
+                        }
+                    }
+                    *codes = S::pack_i8(q);
+                }
+                codes
+            }
+            Search::Table(lookups) => {
+                let (magnitudes, signs) = split::<S>(&x, S::mul(inverse, S::splat(4.0)), S::splat(0.5));
+                let (up, down) = (Steps::<S>::new(&lookups.indices[0]), Steps::<S>::new(&lookups.indices[1]));
+                let mut codes = magnitudes;
+                for group in 0..GROUPS {
+                    let (up, down) = (up.at(magnitudes[group]), down.at(magnitudes[group]));
+                    codes[group] = S::select_negative(signs[group], down, up);
+                }
+                codes
+            }
+        };
+        let grid = quant.grid().expect("it has scales");
+        store_planes::<S>(grid, codes, args.values);
+    }
+}
+
+/// Splits codes into the planes of a block.
+#[inline(always)]
+unsafe fn store_planes<S: Simd>(grid: &Grid, mut codes: [S::B; GROUPS], mut out: *mut u8) {
+    // SAFETY: the caller's pointer covers the planes.
+    unsafe {
+        for &width in grid.planes {
+            let together = 8 / width as usize;
+            for line in codes.chunks(together) {
+                let mut bytes = S::mask(line[0], 0);
+                for (i, &codes) in line.iter().enumerate() {
+                    let shift = i as u32 * width;
+                    let mask = ((1u32 << width) - 1) << shift;
+                    bytes = S::or(bytes, S::mask(S::shift_left(codes, shift), mask as u8));
+                }
+                S::store_bytes(out, bytes);
+                out = out.add(GROUP * LANES);
+            }
+            for codes in &mut codes {
+                // Nothing is left of whole bytes, and a shift by 8 is none.
+                *codes = S::mask(S::shift_right(*codes, width % 8), (0xffu32 >> width) as u8);
+            }
         }
-        for pair in 0..GROUPS / 2 {
-            let bytes = S::join_nibbles(indices[2 * pair], indices[2 * pair + 1]);
-            S::store_bytes(args.values.add(pair * GROUP * LANES), bytes);
-        }
-        finite && all_finite::<S>(&[scale])
     }
 }
 

@@ -1,4 +1,4 @@
-//! Matrix products with integer weights: `out[t][row] = sum over blocks of scale_w * scale_x * (w . x)`.
+//! Matrix products with integer weights: `out[t][row] = row scale * sum over blocks of scale_w * scale_x * (w . x)`.
 //!
 //! Within a block of 32 columns the dot product is exact in 32-bit integers; across blocks one f32 accumulator per
 //! row adds up in order of the blocks. The result does not depend on how many tokens are computed together, on the
@@ -14,7 +14,8 @@
 
 use crate::kernels::simd::{LANES, Simd};
 use crate::kernels::{ActBlock, Activations, Epilogue, GemmArgs};
-use crate::quant::{BLOCK, BlockPanel, PANEL_ROWS, Q4_CODEBOOK};
+use crate::quant::{BLOCK, IntPanel, PANEL_ROWS, Q2_CODEBOOK, Q3_CODEBOOK, Q4_CODEBOOK, ROW_SCALES};
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 /// Bytes of weights between a load and its two prefetches: into the second-level cache early, which takes more outstanding
@@ -35,6 +36,8 @@ const CHUNK_TOKENS: usize = 128;
 /// Up to this many tokens, unpacked weights are not worth keeping: 2, 4 and 8 tokens of GPT-2's feed-forward matrix took 50,
 /// 70 and 114 µs through the buffer, and take 36, 57 and 94 (one takes 26; AVX-512, `q4`, weights in the cache).
 const FEW: usize = 8;
+/// Bytes of a line: 4 columns of 16 rows, a byte each.
+const LINE: usize = 64;
 /// Panels computed together.
 const MAX_PANELS: usize = 2;
 
@@ -75,27 +78,128 @@ impl<S: Simd> IntWeights<S> for Q8 {
     }
 }
 
-/// `q4`.
-#[derive(Clone, Copy)]
-pub(in crate::kernels) struct Q4<T>(T);
+/// How codes become entries, in the form that [`Simd::dot_code`] takes.
+pub(in crate::kernels) trait Entries<S: Simd>: Copy {
+    /// Constants kept in registers.
+    unsafe fn new() -> Self;
+    unsafe fn of(self, codes: S::B) -> S::B;
+}
 
-impl<S: Simd> IntWeights<S> for Q4<S::T> {
-    const BLOCK_BYTES: usize = PANEL_ROWS * BLOCK / 2;
+/// A table of up to 16 entries.
+pub(in crate::kernels) trait Codebook: Copy {
+    const ENTRIES: [i8; 16];
+}
+
+/// The tables of the types that have one.
+#[derive(Clone, Copy)]
+pub(in crate::kernels) struct Four;
+#[derive(Clone, Copy)]
+pub(in crate::kernels) struct Three;
+#[derive(Clone, Copy)]
+pub(in crate::kernels) struct Two;
+
+impl Codebook for Four {
+    const ENTRIES: [i8; 16] = Q4_CODEBOOK;
+}
+impl Codebook for Three {
+    const ENTRIES: [i8; 16] = filled(&Q3_CODEBOOK);
+}
+impl Codebook for Two {
+    const ENTRIES: [i8; 16] = filled(&Q2_CODEBOOK);
+}
+
+/// The table, and zeros behind it.
+const fn filled(table: &[i8]) -> [i8; 16] {
+    let mut entries = [0; 16];
+    let mut i = 0;
+    while i < table.len() {
+        entries[i] = table[i];
+        i += 1;
+    }
+    entries
+}
+
+/// Entries looked up.
+#[derive(Clone, Copy)]
+pub(in crate::kernels) struct Table<T, C>(T, PhantomData<C>);
+
+impl<S: Simd, C: Codebook> Entries<S> for Table<S::T, C> {
+    #[inline(always)]
+    unsafe fn new() -> Self {
+        // SAFETY: passed on.
+        Self(unsafe { S::table(&C::ENTRIES) }, PhantomData)
+    }
+    #[inline(always)]
+    unsafe fn of(self, codes: S::B) -> S::B {
+        // SAFETY: passed on.
+        unsafe { S::entries(codes, self.0) }
+    }
+}
+
+/// Whole numbers, counted from `-HALF`.
+#[derive(Clone, Copy)]
+pub(in crate::kernels) struct Centered<const HALF: i8>;
+
+impl<S: Simd, const HALF: i8> Entries<S> for Centered<HALF> {
+    #[inline(always)]
+    unsafe fn new() -> Self {
+        Self
+    }
+    #[inline(always)]
+    unsafe fn of(self, codes: S::B) -> S::B {
+        // SAFETY: passed on.
+        unsafe { S::centered(codes, HALF) }
+    }
+}
+
+/// Codes in a plane of `LOW` bits and, if not 0, one of `HIGH` bits.
+#[derive(Clone, Copy)]
+pub(in crate::kernels) struct Planes<E, const LOW: usize, const HIGH: usize>(E);
+
+impl<S: Simd, E: Entries<S>, const LOW: usize, const HIGH: usize> IntWeights<S> for Planes<E, LOW, HIGH> {
+    const BLOCK_BYTES: usize = (LOW + HIGH) * LINE;
     const OFFSET: i32 = S::CODE_OFFSET;
     #[inline(always)]
     unsafe fn new() -> Self {
         // SAFETY: passed on.
-        Self(unsafe { S::table(&Q4_CODEBOOK) })
+        Self(unsafe { E::new() })
     }
     #[inline(always)]
     unsafe fn pair(self, block: *const u8, pair: usize) -> (S::B, S::B) {
-        // SAFETY: the caller's block covers 256 bytes.
-        unsafe { S::load_codes(block.add(pair * 64), self.0) }
+        // SAFETY: the caller's block covers its planes.
+        unsafe { (self.group(block, 2 * pair), self.group(block, 2 * pair + 1)) }
     }
     #[inline(always)]
     unsafe fn dot(acc: S::I, w: S::B, x: *const i8) -> S::I {
         // SAFETY: passed on.
         unsafe { S::dot_code(acc, w, x) }
+    }
+}
+
+impl<E, const LOW: usize, const HIGH: usize> Planes<E, LOW, HIGH> {
+    /// One group of 4 columns.
+    #[inline(always)]
+    unsafe fn group<S: Simd>(self, block: *const u8, group: usize) -> S::B
+    where
+        E: Entries<S>,
+    {
+        // SAFETY: the caller's block covers its planes.
+        unsafe {
+            let line = |plane: usize, bit: usize| S::load_bytes(block.add(plane * LINE + bit / 8 * LINE));
+            let low = group * LOW;
+            let mut codes = S::mask(S::shift_right(line(0, low), (low % 8) as u32), (1 << LOW) - 1);
+            if HIGH > 0 {
+                let high = group * HIGH;
+                let (from, line) = (high % 8, line(LOW, high));
+                let placed = if from > LOW {
+                    S::shift_right(line, (from - LOW) as u32)
+                } else {
+                    S::shift_left(line, (LOW - from) as u32)
+                };
+                codes = S::or(codes, S::mask(placed, ((1 << HIGH) - 1) << LOW));
+            }
+            self.0.of(codes)
+        }
     }
 }
 
@@ -155,15 +259,16 @@ unsafe fn direct<S: Simd, W: IntWeights<S>, const T: usize>(args: &GemmArgs, tok
                         }
                     }
                 }
-                let scale = S::load_f16(scales.add(b * LANES));
+                let scale = block_scales::<S>(scales.add(b * LANES));
                 for t in 0..T {
                     let dot = if T < 4 { S::add_i(even[t], odd[t]) } else { even[t] };
                     let scale = S::mul(scale, S::splat((*x.add(t * stride + b)).scale));
                     sums[t] = S::fma(S::to_f(dot), scale, sums[t]);
                 }
             }
+            let row_scales = S::load(base.cast());
             for (t, sum) in sums.into_iter().enumerate() {
-                args.finish::<S>(token + t, panel, sum);
+                args.finish::<S>(token + t, panel, S::mul(sum, row_scales));
             }
         }
     }
@@ -210,16 +315,26 @@ pub(in crate::kernels) unsafe fn gemm<S: Simd, W: IntWeights<S>, const P: usize,
     }
 }
 
-/// Where the scales and values of a panel lie.
+/// Where the values of a panel lie.
 #[inline(always)]
-fn panel_layout<S: Simd, W: IntWeights<S>>(cols: usize) -> BlockPanel {
-    BlockPanel::new(cols, W::BLOCK_BYTES).expect("a matrix in memory does not overflow")
+fn panel_layout<S: Simd, W: IntWeights<S>>(cols: usize) -> IntPanel {
+    IntPanel::new(cols, W::BLOCK_BYTES).expect("a matrix in memory does not overflow")
 }
 
-/// The scales that lead a panel.
+/// The block scales of a panel.
 #[inline(always)]
-fn scales_of(panel: *const u8) -> *const u16 {
-    panel.cast()
+fn scales_of(panel: *const u8) -> *const i8 {
+    panel.wrapping_add(ROW_SCALES).cast()
+}
+
+/// What 16 block scales stand for, in units of their rows'.
+#[inline(always)]
+unsafe fn block_scales<S: Simd>(p: *const i8) -> S::F {
+    // SAFETY: passed on.
+    unsafe {
+        let scales = S::load_i8_lanes(p);
+        S::mul(scales, S::abs(scales))
+    }
 }
 
 /// `P` panels from `panel` on, all tokens.
@@ -316,7 +431,7 @@ struct Chunk<'a> {
     /// The first of the tokens that are left, from which `x` and `sums` count.
     token: usize,
     weights: *const u8,
-    scales: *const u16,
+    scales: *const i8,
     x: *const ActBlock,
     /// From one token to the next, in blocks.
     x_stride: usize,
@@ -370,18 +485,24 @@ impl Chunk<'_> {
                     }
                 }
                 for p in 0..P {
-                    let scale = S::load_f16(self.scales.add(p * self.args.panel_bytes / 2 + b * LANES));
+                    let scale = block_scales::<S>(self.scales.add(p * self.args.panel_bytes + b * LANES));
                     for t in 0..T {
                         let x = (*self.x.add(t * self.x_stride + b)).scale;
                         sums[t][p] = S::fma(S::to_f(dots[t][p]), S::mul(scale, S::splat(x)), sums[t][p]);
                     }
                 }
             }
-            for t in 0..T {
+            if self.last {
                 for p in 0..P {
-                    if self.last {
-                        self.args.finish::<S>(self.token + t, self.panel + p, sums[t][p]);
-                    } else {
+                    let row_scales = self.args.panels.add((self.panel + p) * self.args.panel_bytes);
+                    let row_scales = S::load(row_scales.cast());
+                    for t in 0..T {
+                        self.args.finish::<S>(self.token + t, self.panel + p, S::mul(sums[t][p], row_scales));
+                    }
+                }
+            } else {
+                for t in 0..T {
+                    for p in 0..P {
                         S::store(self.sums.add((t * MAX_PANELS + p) * LANES), sums[t][p]);
                     }
                 }

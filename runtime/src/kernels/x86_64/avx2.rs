@@ -227,12 +227,17 @@ impl Simd for Avx2 {
         unsafe { Self::load_bytes(p) }
     }
     #[inline(always)]
-    unsafe fn load_codes(p: *const u8, table: Self::T) -> (Self::B, Self::B) {
-        unsafe {
-            let (bytes, low) = (Self::load_bytes(p), _mm256_set1_epi8(15));
-            let entry = |index| _mm256_shuffle_epi8(table, _mm256_and_si256(index, low));
-            (both(bytes, bytes, |b, _| entry(b)), both(bytes, bytes, |b, _| entry(_mm256_srli_epi16::<4>(b))))
-        }
+    unsafe fn load_i8_lanes(p: *const i8) -> Self::F {
+        let eight = |p: *const i8| unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) };
+        [eight(p), eight(p.wrapping_add(8))]
+    }
+    #[inline(always)]
+    unsafe fn entries(index: Self::B, table: Self::T) -> Self::B {
+        both(index, index, |index, _| unsafe { _mm256_shuffle_epi8(table, index) })
+    }
+    #[inline(always)]
+    unsafe fn centered(code: Self::B, half: i8) -> Self::B {
+        both(code, code, |code, _| unsafe { _mm256_add_epi8(code, _mm256_set1_epi8(64 - half)) })
     }
     #[inline(always)]
     unsafe fn load_bytes(p: *const u8) -> Self::B {
@@ -304,12 +309,20 @@ impl Simd for Avx2 {
         both(table, index, |table, index| unsafe { _mm256_shuffle_epi8(table, index) })
     }
     #[inline(always)]
-    unsafe fn high_nibbles(v: Self::B) -> Self::B {
-        both(v, v, |v, _| unsafe { _mm256_and_si256(_mm256_srli_epi16::<4>(v), _mm256_set1_epi8(15)) })
+    unsafe fn shift_right(v: Self::B, n: u32) -> Self::B {
+        both(v, v, |v, _| unsafe { _mm256_srl_epi16(v, _mm_cvtsi32_si128(n as i32)) })
     }
     #[inline(always)]
-    unsafe fn join_nibbles(low: Self::B, high: Self::B) -> Self::B {
-        both(low, high, |low, high| unsafe { _mm256_or_si256(low, _mm256_slli_epi16::<4>(high)) })
+    unsafe fn shift_left(v: Self::B, n: u32) -> Self::B {
+        both(v, v, |v, _| unsafe { _mm256_sll_epi16(v, _mm_cvtsi32_si128(n as i32)) })
+    }
+    #[inline(always)]
+    unsafe fn mask(v: Self::B, mask: u8) -> Self::B {
+        both(v, v, |v, _| unsafe { _mm256_and_si256(v, _mm256_set1_epi8(mask as i8)) })
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::B, b: Self::B) -> Self::B {
+        both(a, b, |a, b| unsafe { _mm256_or_si256(a, b) })
     }
     #[inline(always)]
     unsafe fn select_above(a: Self::B, b: Self::B, x: Self::B, y: Self::B) -> Self::B {

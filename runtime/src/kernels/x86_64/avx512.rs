@@ -164,12 +164,16 @@ impl Simd for Avx512 {
         unsafe { _mm512_xor_si512(_mm512_loadu_si512(p.cast()), _mm512_set1_epi8(-128)) }
     }
     #[inline(always)]
-    unsafe fn load_codes(p: *const u8, table: Self::T) -> (Self::B, Self::B) {
-        unsafe {
-            let (bytes, low) = (_mm512_loadu_si512(p.cast()), _mm512_set1_epi8(15));
-            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
-            (_mm512_shuffle_epi8(table, _mm512_and_si512(bytes, low)), _mm512_shuffle_epi8(table, high))
-        }
+    unsafe fn load_i8_lanes(p: *const i8) -> Self::F {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn entries(index: Self::B, table: Self::T) -> Self::B {
+        unsafe { _mm512_shuffle_epi8(table, index) }
+    }
+    #[inline(always)]
+    unsafe fn centered(code: Self::B, half: i8) -> Self::B {
+        unsafe { _mm512_add_epi8(code, _mm512_set1_epi8(64 - half)) }
     }
     #[inline(always)]
     unsafe fn load_bytes(p: *const u8) -> Self::B {
@@ -222,12 +226,20 @@ impl Simd for Avx512 {
         unsafe { _mm512_shuffle_epi8(table, index) }
     }
     #[inline(always)]
-    unsafe fn high_nibbles(v: Self::B) -> Self::B {
-        unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(v), _mm512_set1_epi8(15)) }
+    unsafe fn shift_right(v: Self::B, n: u32) -> Self::B {
+        unsafe { _mm512_srl_epi16(v, _mm_cvtsi32_si128(n as i32)) }
     }
     #[inline(always)]
-    unsafe fn join_nibbles(low: Self::B, high: Self::B) -> Self::B {
-        unsafe { _mm512_or_si512(low, _mm512_slli_epi16::<4>(high)) }
+    unsafe fn shift_left(v: Self::B, n: u32) -> Self::B {
+        unsafe { _mm512_sll_epi16(v, _mm_cvtsi32_si128(n as i32)) }
+    }
+    #[inline(always)]
+    unsafe fn mask(v: Self::B, mask: u8) -> Self::B {
+        unsafe { _mm512_and_si512(v, _mm512_set1_epi8(mask as i8)) }
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::B, b: Self::B) -> Self::B {
+        unsafe { _mm512_or_si512(a, b) }
     }
     #[inline(always)]
     unsafe fn select_above(a: Self::B, b: Self::B, x: Self::B, y: Self::B) -> Self::B {
