@@ -30,7 +30,7 @@ Examples:
 
 Environment:
   TIDBIT_ISA    use these kernels instead of the fastest ones (an unknown name lists them)
-  TIDBIT_CACHE  where `run` keeps models that it converted itself";
+  TIDBIT_CACHE  where models are kept that a command converted itself";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -227,8 +227,8 @@ pub(crate) struct InspectArgs {
 Examples:
   tidbit eval gpt2-mini.tidbit book.txt
   tidbit eval gpt2-mini.tidbit book.txt --window 256 --json
-  tidbit eval gpt2-mini-q4.tidbit book.txt --reference gpt2-mini-f32.tidbit
-  tidbit eval gpt2-mini.tidbit book.txt --window 512 --skip 256 --windows 20   scored as llama-perplexity does
+  tidbit eval gpt2-mini-q4.tidbit book.txt --reference models/gpt2-mini
+  tidbit eval gpt2-mini.tidbit book.txt --window 512 --skip 256 --windows 20
 
 `tidbit perplexity` is the same command.")]
 pub(crate) struct EvalArgs {
@@ -237,15 +237,15 @@ pub(crate) struct EvalArgs {
     /// Text to score, UTF-8.
     #[arg(value_name = "TEXT")]
     pub(crate) file: PathBuf,
-    /// Compare with this model (file or folder), which must have the same tokens. The weights that others were
-    /// quantized from, converted with --quant f32, show all that quantization costs.
+    /// Compare with this model, which must have the same tokens. The folder of a checkpoint (or a GGUF file) is converted
+    /// to f32 and kept in the user's cache: beside it, all that quantization costs shows.
     #[arg(long, value_name = "MODEL")]
     pub(crate) reference: Option<PathBuf>,
     /// Tokens of a window [default: 512, or the context of a model when that is less].
     #[arg(long, value_name = "N")]
     pub(crate) window: Option<usize>,
     /// Leave out the first K predictions of each window: their tokens only give context. A last window that is not
-    /// whole is then left out too.
+    /// whole is then left out too. Windows of 512 with 256 skipped are scored as llama-perplexity does.
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub(crate) skip: usize,
     /// Only the first N windows [default: all].

@@ -15,6 +15,7 @@ use std::fmt::Write as _;
 use std::time::Instant;
 use tidbit_runtime::error::EvalError;
 use tidbit_runtime::eval::{Comparison, Estimate, Evaluation, Unit, Windows, check_vocabularies, evaluate};
+use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::session::{CacheType, Model, Session, SessionOptions};
 
 /// The window when none is asked for, in tokens; less when the context of a model is.
@@ -25,7 +26,8 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let text = read_file(&args.file)?;
     let model = Model::open(&cache::model_file(&args.model)?)?;
     let reference = match &args.reference {
-        Some(path) => Some(Model::open(&cache::model_file(path)?)?),
+        // What it is compared with should not be rounded itself.
+        Some(path) => Some(Model::open(&cache::model_file_as(path, QuantType::F32)?)?),
         None => None,
     };
     let windows = windows(args, &model, reference.as_ref())?;

@@ -7,10 +7,10 @@ const ENOUGH_WINDOWS: usize = 8;
 
 /// What was taken to be independent when an error was computed.
 ///
-/// Tokens of a window share a text and a context, so their scores rise and fall together, and the standard error of
-/// independent tokens is too small (by half and more where passages differ in difficulty). Windows are run alone and
-/// lie far apart, so the spread of *their* sums holds whatever their tokens share. That spread must itself be known, which
-/// takes some windows: with fewer than 8, tokens are taken for independent, as llama.cpp always does.
+/// Tokens of a window share a passage and a context, so their scores rise and fall together, and the standard error of
+/// independent tokens is too small (on 33 windows of tales, that of a perplexity by 1.8 times). Windows are run alone and
+/// share nothing but the text, so the spread of *their* sums holds whatever their tokens share. That spread must itself be
+/// known, which takes some windows: with fewer than 8, tokens are taken for independent, as llama.cpp always does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// Windows.
