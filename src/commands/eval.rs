@@ -187,7 +187,7 @@ impl Report<'_> {
                 text,
                 "reference  {:.6} ({:.4} to {:.4})\n\
                  ratio      {:.6} ({:.6} to {:.6})\n\
-                 kl         {:.6} ({:.6} to {:.6}), median {kl_median:.6}, 90 % {kl_p90:.6}, 99 % {kl_p99:.6}, \
+                 kl         {:.6} ({:.6} to {:.6}), median {kl_median:.6}, 90 % below {kl_p90:.6}, 99 % below {kl_p99:.6}, \
                  max {kl_max:.6}\n\
                  same top   {:.3} % ({:.3} to {:.3})",
                 perplexity.value,

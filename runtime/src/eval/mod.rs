@@ -1,9 +1,9 @@
 //! How well a model predicts a text, and how far its predictions are from those of a reference.
 //!
 //! The text is cut into windows that do not overlap, and each runs alone. With a reference both models run a piece of the
-//! window at a time, so memory does not grow with the text or the window: the logits of a piece are [`LOGIT_BYTES`] at
-//! most (or 16 rows of both models). What does grow is one f32 for each scored token, because percentiles need all values;
-//! a histogram would save 4 bytes beside the 4 of the token's id, and be wrong by the width of its bins.
+//! window at a time: its logits take [`LOGIT_BYTES`] at most (or 16 rows of both models), however long window and text are.
+//! What grows with the text is one f32 for each scored token, because percentiles need all values; a histogram would save
+//! these 4 bytes beside the 4 of the token's id, and be wrong by the width of its bins.
 //!
 //! | module | what lives there |
 //! |---|---|
@@ -32,8 +32,8 @@ pub const LOGIT_BYTES: usize = 24 << 20;
 /// How a text is cut, and which of its tokens are scored.
 #[derive(Clone, Copy, Debug)]
 pub struct Windows {
-    /// Tokens of a window, at least 2. The last may be shorter when nothing is skipped, and is left out otherwise, so that
-    /// every scored token has at least the context that it would have in any window.
+    /// Tokens of a window, at least 2. The last may be shorter when nothing is skipped. Otherwise it is left out, as
+    /// llama.cpp does: every window then scores as many tokens.
     pub length: usize,
     /// Predictions at the start of each window that are not scored, at most `length - 2`. Tokens `skip + 1..length` are
     /// scored, each with those before it as context: with 512 and 256 these are the 255 that llama.cpp's
@@ -50,6 +50,9 @@ impl Windows {
     }
 
     /// Tokens in the windows that are run.
+    ///
+    /// # Panics
+    /// When the length is 0.
     pub fn tokens(&self, ids: &[u32]) -> usize {
         self.of(ids).map(<[u32]>::len).sum()
     }
