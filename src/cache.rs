@@ -1,4 +1,4 @@
-//! Models that `run` converted itself, kept in the user's cache folder.
+//! Models that a command converted itself, kept in the user's cache folder.
 //!
 //! A checkpoint is known by its folder, and its state by names, sizes and times of the files that could matter: reading
 //! gigabytes at every start to hash them would take longer than the run. On Unix the times include the one of the last
@@ -6,7 +6,7 @@
 //! restored with its old date makes a new model; one that changes while it is converted is noticed, because the state is taken
 //! before and after. Elsewhere a file of the same size whose date was set back goes unnoticed.
 //!
-//! There is one model for each folder: a new one removes its predecessor. Whatever was not run for [`KEPT`] is removed
+//! There is one model for each folder and type: a new one removes its predecessor. Whatever was not run for [`KEPT`] is removed
 //! when something is converted.
 
 use crate::failure::Hint;
@@ -25,7 +25,7 @@ use tidbit_convert::{Checkpoint, Options};
 use tidbit_runtime::format::{self, ModelFile};
 use tidbit_runtime::quant::{QuantType, TILE_ID};
 
-/// How `run` stores the checkpoints that it converts.
+/// How checkpoints are stored that are converted on the way, unless something else is asked for.
 pub(crate) const QUANT: QuantType = QuantType::Q8;
 
 /// How long a model is kept that is not run.
@@ -39,10 +39,18 @@ const EXTENSIONS: [&str; 5] = ["bin", "gguf", "json", "safetensors", "txt"];
 /// # Errors
 /// When the checkpoint cannot be read or converted, or the cache not be written.
 pub(crate) fn model_file(path: &Path) -> anyhow::Result<PathBuf> {
+    model_file_as(path, QUANT)
+}
+
+/// The same, with the weights of a checkpoint stored in another type.
+///
+/// # Errors
+/// As [`model_file`].
+pub(crate) fn model_file_as(path: &Path, quant: QuantType) -> anyhow::Result<PathBuf> {
     if !path.is_dir() && !is_gguf(path) {
         return Ok(path.into());
     }
-    let name = Name::of(path)?;
+    let name = Name::of(path, quant)?;
     let cache = folder()?;
     let cached = cache.join(name.full());
     if cached.exists() {
@@ -54,8 +62,8 @@ pub(crate) fn model_file(path: &Path) -> anyhow::Result<PathBuf> {
             Err(error) => note(format_args!("note: converting again: {error}")),
         }
     }
-    convert(path, &cached)?;
-    if Name::of(path)?.state != name.state {
+    convert(path, &cached, quant)?;
+    if Name::of(path, quant)?.state != name.state {
         // What was read may be partly old and partly new.
         let _ = std::fs::remove_file(&cached);
         bail!("{}: a file changed while it was converted", path.display());
@@ -69,9 +77,9 @@ fn is_gguf(path: &Path) -> bool {
     path.is_file() && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
 }
 
-fn convert(source: &Path, cached: &Path) -> anyhow::Result<()> {
+fn convert(source: &Path, cached: &Path, quant: QuantType) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(source)?;
-    note(format_args!("converting {} to {QUANT}, kept as {}", source.display(), cached.display()));
+    note(format_args!("converting {} to {quant}, kept as {}", source.display(), cached.display()));
     for warning in checkpoint.warnings() {
         note(format_args!("warning: {warning}"));
     }
@@ -81,7 +89,7 @@ fn convert(source: &Path, cached: &Path) -> anyhow::Result<()> {
     }
     let cancel = Arc::new(AtomicBool::new(false));
     let _caught = Catch::new(Arc::clone(&cancel))?;
-    let options = Options { quant: QUANT, cancel: Some(cancel) };
+    let options = Options { quant, cancel: Some(cancel) };
     tidbit_convert::convert(&checkpoint, cached, &options, &mut Conversion::default())?;
     Ok(())
 }
@@ -100,6 +108,8 @@ fn folder() -> anyhow::Result<PathBuf> {
 struct Name {
     /// Name of the checkpoint's folder, for people.
     folder: String,
+    /// How its weights are stored.
+    quant: QuantType,
     /// Hash of the folder's path.
     place: String,
     /// Hash of all that decides the model's content.
@@ -110,7 +120,7 @@ struct Name {
 const DIGITS: usize = 16;
 
 impl Name {
-    fn of(source: &Path) -> anyhow::Result<Self> {
+    fn of(source: &Path, quant: QuantType) -> anyhow::Result<Self> {
         let error = |e: std::io::Error| anyhow!("{}: {e}", source.display());
         let absolute = source.canonicalize().map_err(error)?;
         let mut files = Vec::new();
@@ -129,7 +139,7 @@ impl Name {
         }
         files.sort();
         let mut state = Sha256::new();
-        for part in [env!("CARGO_PKG_VERSION"), format::VERSION, TILE_ID, QUANT.name()] {
+        for part in [env!("CARGO_PKG_VERSION"), format::VERSION, TILE_ID, quant.name()] {
             state.update(part.as_bytes());
             state.update([0]);
         }
@@ -143,20 +153,21 @@ impl Name {
         let digits = |hasher: Sha256| format::header::hex(&hasher.finalize())[..DIGITS].to_owned();
         let place = Sha256::new_with_prefix(absolute.as_os_str().as_encoded_bytes());
         let folder = absolute.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
-        Ok(Self { folder, place: digits(place), state: digits(state) })
+        Ok(Self { folder, quant, place: digits(place), state: digits(state) })
     }
 
     fn full(&self) -> String {
-        format!("{}-{QUANT}-{}-{}.tidbit", self.folder, self.place, self.state)
+        format!("{}-{}-{}-{}.tidbit", self.folder, self.quant, self.place, self.state)
     }
 
-    /// The place and state in the name of a file that this module made; `None` for any other file.
-    fn parse(file: &str) -> Option<(&str, &str)> {
+    /// The type, place and state in the name of a file that this module made; `None` for any other file.
+    fn parse(file: &str) -> Option<(QuantType, &str, &str)> {
         let hash = |text: &str| text.len() == DIGITS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         let (rest, state) = file.strip_suffix(".tidbit")?.rsplit_once('-')?;
         let (rest, place) = rest.rsplit_once('-')?;
         let (_, quant) = rest.rsplit_once('-')?;
-        (hash(state) && hash(place) && QuantType::from_name(quant).is_some()).then_some((place, state))
+        let quant = QuantType::from_name(quant)?;
+        (hash(state) && hash(place)).then_some((quant, place, state))
     }
 }
 
@@ -187,8 +198,8 @@ fn mark_as_used(cached: &Path) {
 fn clean(cache: &Path, new: &Name) {
     for entry in std::fs::read_dir(cache).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let Some((place, state)) = name.to_str().and_then(Name::parse) else { continue };
-        let replaced = place == new.place && state != new.state;
+        let Some((quant, place, state)) = name.to_str().and_then(Name::parse) else { continue };
+        let replaced = (quant, place) == (new.quant, &new.place) && state != new.state;
         let modified = entry.metadata().and_then(|about| about.modified());
         let unused = modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > KEPT));
         if replaced || unused {
@@ -203,8 +214,8 @@ mod tests {
 
     #[test]
     fn only_files_made_here_are_taken_for_kept_models() {
-        let name = Name { folder: "a-b".into(), place: "0123456789abcdef".into(), state: "f".repeat(16) };
-        assert_eq!(Name::parse(&name.full()), Some(("0123456789abcdef", "ffffffffffffffff")));
+        let name = Name { folder: "a-b".into(), quant: QUANT, place: "0123456789abcdef".into(), state: "f".repeat(16) };
+        assert_eq!(Name::parse(&name.full()), Some((QUANT, "0123456789abcdef", "ffffffffffffffff")));
         for other in [
             "a.tidbit",
             "a-q8.tidbit",
@@ -218,7 +229,7 @@ mod tests {
     #[test]
     fn the_state_changes_with_every_file_that_matters() {
         let folder = tempfile::tempdir().unwrap();
-        let state = || Name::of(folder.path()).unwrap().state;
+        let state = || Name::of(folder.path(), QUANT).unwrap().state;
         let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
         write("config.json", "{}");
         let first = state();

@@ -3,6 +3,7 @@
 
 use crate::bench::BenchArgs;
 use clap::{Args, Parser, Subcommand};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::sampler::SamplerOptions;
@@ -29,14 +30,15 @@ Examples:
 
 Environment:
   TIDBIT_ISA    use these kernels instead of the fastest ones (an unknown name lists them)
-  TIDBIT_CACHE  where `run` keeps models that it converted itself";
+  TIDBIT_CACHE  where models are kept that a command converted itself";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Convert(ConvertArgs),
     Run(RunArgs),
     Inspect(InspectArgs),
-    Perplexity(PerplexityArgs),
+    #[command(visible_alias = "perplexity")]
+    Eval(EvalArgs),
     Bench(BenchArgs),
 }
 
@@ -211,28 +213,52 @@ pub(crate) struct InspectArgs {
     pub(crate) json: bool,
 }
 
-/// Measure how well a model predicts a text.
+/// Measure how well a model predicts a text, and how far it is from a reference.
 ///
-/// The text is tokenized as a whole and cut into windows. Each window is run alone, and every token
-/// of it but the first is scored: perplexity = exp(sum of -log p / scored tokens).
+/// The text is tokenized as a whole and cut into windows that do not overlap. Each is run alone, and every token
+/// of it but the first is scored: perplexity = exp(sum of -log p / scored tokens). Intervals are those of 95 %
+/// confidence, from the spread between windows; from 7 windows or fewer, from the spread between tokens, which is too
+/// narrow because the tokens of a text are not independent.
+///
+/// With --reference both models run side by side, and at each scored token their whole predictions are
+/// compared: the divergence KL(reference || model) in nats, and how often both find the same token most probable.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  tidbit perplexity gpt2-mini.tidbit book.txt
-  tidbit perplexity gpt2-mini.tidbit book.txt --window 256 --json")]
-pub(crate) struct PerplexityArgs {
+  tidbit eval gpt2-mini.tidbit book.txt
+  tidbit eval gpt2-mini.tidbit book.txt --window 256 --json
+  tidbit eval gpt2-mini-q4.tidbit book.txt --reference models/gpt2-mini
+  tidbit eval gpt2-mini.tidbit book.txt --window 512 --skip 256 --windows 20
+
+`tidbit perplexity` is the same command.")]
+pub(crate) struct EvalArgs {
     /// Model file, or folder of a checkpoint.
     pub(crate) model: PathBuf,
     /// Text to score, UTF-8.
+    #[arg(value_name = "TEXT")]
     pub(crate) file: PathBuf,
-    /// Tokens of a window [default: 512, or the model's context when that is less].
+    /// Compare with this model, which must have the same tokens. The folder of a checkpoint (or a GGUF file) is converted
+    /// to f32 and kept in the user's cache: beside it, all that quantization costs shows.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) reference: Option<PathBuf>,
+    /// Tokens of a window [default: 512, or the context of a model when that is less].
     #[arg(long, value_name = "N")]
     pub(crate) window: Option<usize>,
+    /// Leave out the first K predictions of each window: their tokens only give context. A last window that is not
+    /// whole is then left out too. Windows of 512 with 256 skipped are scored as llama-perplexity does.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub(crate) skip: usize,
+    /// Only the first N windows [default: all].
+    #[arg(long, value_name = "N")]
+    pub(crate) windows: Option<NonZeroUsize>,
     /// Threads [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
+    /// The same for the reference.
+    #[arg(long, value_name = "TYPE", value_parser = parse_cache_type, requires = "reference")]
+    pub(crate) reference_kv: Option<CacheType>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

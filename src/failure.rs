@@ -88,7 +88,7 @@ fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<Usage>()
         || error.is::<SamplerError>()
         || matches!(error.downcast_ref(), Some(SessionError::Threads { .. } | SessionError::Context { .. }))
-        || matches!(error.downcast_ref(), Some(EvalError::Window { .. }))
+        || matches!(error.downcast_ref(), Some(EvalError::Window { .. } | EvalError::Skip { .. }))
 }
 
 fn known_hint(error: &anyhow::Error) -> Option<String> {

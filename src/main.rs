@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         cli::Command::Convert(args) => commands::convert::run(&args),
         cli::Command::Run(args) => commands::run::run(&args),
         cli::Command::Inspect(args) => commands::inspect::run(&args),
-        cli::Command::Perplexity(args) => commands::perplexity::run(&args),
+        cli::Command::Eval(args) => commands::eval::run(&args),
         cli::Command::Bench(args) => bench::run(&args),
     };
     match result {

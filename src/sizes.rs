@@ -4,7 +4,7 @@ use indicatif::{DecimalBytes, HumanCount};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use tidbit_runtime::format::Stored;
+use tidbit_runtime::format::{ModelFile, Stored};
 use tidbit_runtime::spec::{Role, Spec, TensorDecl};
 
 /// The tensors of one stored type.
@@ -40,6 +40,11 @@ impl Sizes {
             row.bytes += bytes;
         }
         sizes
+    }
+
+    /// Those of a model file.
+    pub(crate) fn of_file(file: &ModelFile) -> Self {
+        Self::of(file.tensors().map(|(_, record, bytes)| (record.stored, &*record.shape, bytes as u64)))
     }
 
     /// Bits per parameter over all weights: everything but the tokenizer.

@@ -349,6 +349,85 @@ fn windows_out_of_range() {
     fails(tidbit(["perplexity"]).arg(model()).arg(one_token), 1, &["short.txt", "1 tokens", "2"]);
 }
 
+/// `tidbit eval` on the demo model and a text of its own.
+fn eval(folder: &Path, args: &[&str]) -> Command {
+    let text = write(folder, "text.txt", "Once upon a time there was a king.\n".repeat(40).as_bytes());
+    let mut command = tidbit(["eval"]);
+    command.arg(model()).arg(text).args(args);
+    command
+}
+
+#[test]
+fn parts_of_windows_out_of_range() {
+    let folder = scratch();
+    let eval = |args: &[&str]| eval(folder.path(), args);
+    for skip in ["15", "16", "1000"] {
+        fails(&mut eval(&["--window", "16", "--skip", skip]), 2, &["skipping", skip, "window of 16", "0 to 14"]);
+    }
+    fails(&mut eval(&["--window", "16", "--windows", "0"]), 2, &["--windows", "0"]);
+    fails(&mut eval(&["--skip", "-1"]), 2, &["-1"]);
+    fails(&mut eval(&["--reference-kv", "f16"]), 2, &["required arguments"]);
+    let short = write(folder.path(), "short.txt", b"Once upon a time");
+    let mut command = tidbit(["eval", "--window", "16", "--skip", "4"]);
+    fails(command.arg(model()).arg(short), 1, &["short.txt", "5 tokens", "at least 16"]);
+}
+
+#[test]
+fn reference_with_another_vocabulary_or_context() {
+    let folder = scratch();
+    let small = folder.path().join("small.tidbit");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/shapes/gpt2-bin");
+    assert!(tidbit(["convert"]).arg(source).arg("-o").arg(&small).output().unwrap().status.success());
+    let name = model().display().to_string();
+    let written =
+        fails(eval(folder.path(), &[]).arg("--reference").arg(&small), 1, &["small.tidbit", "503", "3584", &name]);
+    assert!(written.stderr.contains("hint: compare models"), "{}", written.stderr);
+    let parts = ["small.tidbit", "window of 65", "2 to 64"];
+    fails(eval(folder.path(), &["--window", "65"]).arg("--reference").arg(&small), 2, &parts);
+    let nothing = folder.path().join("nothing.tidbit");
+    fails(eval(folder.path(), &[]).arg("--reference").arg(&nothing), 1, &["nothing.tidbit", "No such file"]);
+}
+
+#[test]
+fn reference_with_another_tokenizer() {
+    let folder = scratch();
+    let source = folder.path().join("c");
+    copy_folder(&checkpoint(), &source);
+    let path = source.join("tokenizer.json");
+    let mut tokenizer: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let (upon, time) = (vocab["Ġupon"].clone(), vocab["Ġtime"].clone());
+    vocab["Ġupon"] = time.clone();
+    vocab["Ġtime"] = upon.clone();
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    let other = folder.path().join("other.tidbit");
+    assert!(tidbit(["convert"]).arg(source).arg("-o").arg(&other).output().unwrap().status.success());
+    let parts = ["other.tidbit", "of the text is", &format!("id {time}"), &format!("id {upon}")];
+    let written = fails(eval(folder.path(), &[]).arg("--reference").arg(&other), 1, &parts);
+    assert!(written.stderr.contains("hint: compare models"), "{}", written.stderr);
+}
+
+#[test]
+fn logits_that_are_not_numbers() {
+    let folder = scratch();
+    let mut bytes = std::fs::read(model()).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let container: safetensors::tensor::Metadata = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let at = 8 + length + container.info("final_norm.bias").unwrap().data_offsets.0;
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let broken = write(folder.path(), "nan.tidbit", &bytes);
+    let text = write(folder.path(), "text.txt", b"Once upon a time");
+    let parts = ["nan.tidbit", "token 0 of the text", "NaN"];
+    fails(tidbit(["eval"]).arg(&broken).arg(&text), 1, &parts);
+    fails(eval(folder.path(), &[]).arg("--reference").arg(&broken), 1, &parts);
+    fails(tidbit(["eval"]).arg(&broken).arg(&text).arg("--reference").arg(model()), 1, &parts);
+    fails(
+        tidbit(["eval", "--windows", "1", "--skip", "2", "--window", "4"]).arg(&broken).arg(&text),
+        1,
+        &["token 2 of"],
+    );
+}
+
 #[test]
 fn unknown_isa() {
     let mut command = run(["-p", "Once"]);

@@ -251,7 +251,7 @@ fn perplexity_is_the_same_for_any_number_of_threads() {
 
 #[test]
 fn help_shows_examples() {
-    for command in ["convert", "run", "inspect", "perplexity"] {
+    for command in ["convert", "run", "inspect", "eval", "perplexity"] {
         let help = succeeds(&mut tidbit([command, "--help"])).stdout;
         assert!(help.contains("Examples:"), "{help}");
     }

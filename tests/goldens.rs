@@ -7,7 +7,7 @@
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
 use tidbit_convert::{Checkpoint, Options, convert};
-use tidbit_runtime::eval::perplexity;
+use tidbit_runtime::eval::{Windows, evaluate};
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::session::{Model, Session, SessionOptions};
 
@@ -222,10 +222,10 @@ fn perplexity_matches_the_reference() {
             ids.truncate(windows * 512);
             let expected: f64 = nll[..windows].iter().map(|v| v.as_f64().unwrap()).sum();
             let expected = (expected / (ids.len() - windows) as f64).exp();
-            let result = perplexity(&mut session(&model, 2), &ids, 512, |_| {}).unwrap();
+            let result = evaluate(&mut session(&model, 2), None, &ids, &Windows::of_length(512), |_| {}).unwrap();
             assert_eq!(result.scored_tokens, ids.len() - windows);
-            let off = result.perplexity / expected - 1.0;
-            let found = result.perplexity;
+            let off = result.perplexity.value / expected - 1.0;
+            let found = result.perplexity.value;
             println!(
                 "{name} {quant}, {windows} windows: perplexity {found:.5}, {:+.4} % of {expected:.5}",
                 off * 100.0

@@ -152,6 +152,7 @@ impl From<EvalError> for Failure {
     fn from(error: EvalError) -> Self {
         match error {
             EvalError::Session(error) => error.into(),
+            error @ EvalError::NotFinite { .. } => Self::new(TIDBIT_NOT_FINITE, error.to_string()),
             error => Self::argument(error.to_string()),
         }
     }

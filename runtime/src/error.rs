@@ -287,18 +287,62 @@ pub struct IsaError {
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
     /// Nothing to score.
-    #[error("the text has {tokens} tokens, at least 2 are needed to score one")]
+    #[error("the text has {tokens} tokens, at least {needed} are needed to score one")]
     TooShort {
         /// Its tokens.
         tokens: usize,
+        /// The fewest that would do.
+        needed: usize,
     },
     /// A window that scores nothing or does not fit.
-    #[error("a window of {window} tokens is not possible, expected 2 to {most}")]
+    #[error("{}: a window of {window} tokens is not possible, expected 2 to {most}", model.display())]
     Window {
+        /// The file of the model.
+        model: PathBuf,
         /// What was asked.
         window: usize,
         /// The longest.
         most: usize,
+    },
+    /// So much context that nothing is left of a window.
+    #[error("skipping {skip} tokens of a window of {window} leaves nothing to score, expected 0 to {most}", most = window - 2)]
+    Skip {
+        /// What was asked.
+        skip: usize,
+        /// Tokens of a window, at least 2.
+        window: usize,
+    },
+    /// A reference with another number of tokens.
+    #[error(
+        "{}: its vocabulary has {reference_size} tokens, that of {} has {model_size}: they cannot be compared",
+        reference.display(),
+        model.display()
+    )]
+    Vocabulary {
+        /// The file of the reference.
+        reference: PathBuf,
+        /// Its tokens.
+        reference_size: usize,
+        /// The file of the model.
+        model: PathBuf,
+        /// Its tokens.
+        model_size: usize,
+    },
+    /// A model computed something that is not a number.
+    #[error(
+        "{}: the logits after token {position} of the text are not finite (the first is token id {token}: {value}); \
+         the file may be damaged",
+        model.display()
+    )]
+    NotFinite {
+        /// The file of the model.
+        model: PathBuf,
+        /// Where in the text.
+        position: usize,
+        /// The first such token id.
+        token: usize,
+        /// Its logit.
+        value: f32,
     },
     /// The session failed.
     #[error(transparent)]

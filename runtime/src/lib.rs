@@ -24,7 +24,7 @@
 //! | [`engine`] | a model at work for any number of texts |
 //! | [`session`] | a model at work for one text: prefill, decode, rewind |
 //! | [`speculate`] | decoding with guesses that change nothing but the time |
-//! | [`eval`] | perplexity |
+//! | [`eval`] | perplexity, and the divergence from a reference |
 
 #[cfg(target_endian = "big")]
 compile_error!("the file format is little-endian and used in place");

@@ -41,7 +41,7 @@ fn inspect_model(args: &InspectArgs) -> anyhow::Result<()> {
     }
     let spec = file.spec();
     let tensors: Vec<_> = file.tensors().collect();
-    let sizes = Sizes::of(tensors.iter().map(|(_, record, bytes)| (record.stored, &*record.shape, *bytes as u64)));
+    let sizes = Sizes::of_file(file);
     if args.json {
         let mut value = describe_json(spec, default_type(file));
         value["file"] = json!(file.path());
