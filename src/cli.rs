@@ -60,9 +60,15 @@ pub(crate) struct ConvertArgs {
     /// The model file to write; an existing one is replaced.
     #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
     pub(crate) output: Option<PathBuf>,
-    /// How weights are stored: f32, f16, q8 (8.5 bits) or q4 (4.5 bits; embedding and head stay at q8).
+    /// How weights are stored: f32, f16, q8 (8.25 bits), q6, q5, q4, q3 or q2 (embedding and head stay at q8).
     #[arg(long, value_name = "TYPE", default_value = "q8", value_parser = parse_quant)]
     pub(crate) quant: QuantType,
+    /// Round weights so that what the model makes of this text changes least: slower, better.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) calibrate: Option<PathBuf>,
+    /// Windows of 512 tokens of it to use, at most.
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "calibrate")]
+    pub(crate) calibration_windows: usize,
     /// Print what would be written, and write nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,

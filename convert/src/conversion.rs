@@ -1,21 +1,23 @@
 //! Opening a checkpoint, and converting it.
 
+use crate::calibrate::{self, Calibrator};
 use crate::checkpoint::{Layout, Weights, gguf, read_range, read_small};
 use crate::error::{ConvertError, shown};
 use crate::family::{self, Described};
 use crate::mapping::{self, Mapped, Mapping, Part};
 use crate::plan::{NO_HASH, Plan};
 use crate::random::RandomRows;
-use crate::rows::{Rows, SourceRows, element};
+use crate::rows::{SourceRows, element};
 use crate::stream::{self, Buffer, Loaded, Schedule, Wanted};
 use crate::tokenizer::{self, StoredTokenizer};
-use crate::writer::{self, Job};
-use crate::{Cancel, Options, Progress, Report};
+use crate::writer::{self, Content, Job};
+use crate::{Calibration, Cancel, Options, Progress, Report};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use tidbit_runtime::format::SourceFile;
 use tidbit_runtime::kernels;
+use tidbit_runtime::model::Model;
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::spec::{Head, Spec};
 
@@ -244,7 +246,7 @@ pub fn convert(
                 return None;
             }
             let rows = SourceRows::new(weights, &mapped[i], attention, parts.into_iter().flatten().collect());
-            Some(Ok((i, Box::new(rows) as Box<dyn Rows>)))
+            Some(Ok((i, Content::Rows(Box::new(rows)))))
         });
         let sources = || {
             let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -254,6 +256,55 @@ pub fn convert(
         room.close();
         written
     })?;
+    Ok(Report { plan, file_bytes })
+}
+
+/// Converts a checkpoint with data: [`Calibration::text`] runs through the model block by block, and every matrix is rounded so that what it
+/// gives changes least. An f32 copy of the model stands beside the output meanwhile.
+///
+/// The bytes depend on neither the number of threads nor the instruction set.
+///
+/// # Errors
+/// As [`convert`]; and when there is no tokenizer, or the text is too short.
+pub fn convert_calibrated(
+    checkpoint: &Checkpoint,
+    output: &Path,
+    (options, calibration): (&Options, &Calibration),
+    progress: &mut dyn Progress,
+) -> Result<Report, ConvertError> {
+    let cancel = Cancel(options.cancel.as_deref());
+    writer::check_output(output, checkpoint.files.iter().map(PathBuf::as_path))?;
+    let plan = checkpoint.plan(options.quant)?;
+    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let exact =
+        tempfile::Builder::new().prefix(".calibration.").tempdir_in(folder).map_err(ConvertError::io(output))?;
+    let path = exact.path().join("f32.tidbit");
+    let as_is = Options { quant: QuantType::F32, cancel: options.cancel.clone() };
+    convert(checkpoint, &path, &as_is, &mut ())?;
+    let model = Model::open(&path)?;
+    let text = |reason: String| ConvertError::container(&calibration.name, reason);
+    let tokenizer = model.tokenizer().map_err(|e| text(e.to_string()))?;
+    let Some(tokenizer) = tokenizer else { return Err(text("the checkpoint has no tokenizer to read it with".into())) };
+    let ids = tokenizer.encode(&calibration.text).map_err(|e| text(e.to_string()))?;
+    let window = calibrate::WINDOW.min(model.spec().max_context());
+    let ids = &ids[..ids.len().min(calibration.windows.saturating_mul(window)) / window * window];
+    if ids.is_empty() {
+        return Err(text(format!("too short to calibrate with: less than one window of {window} tokens")));
+    }
+    let kernels = kernels::active()?;
+    let threads = rayon::current_num_threads();
+    let mut tensors = Calibrator::new((&model, &plan), (ids, window), (kernels, threads), cancel)?;
+    let sources = model.file().provenance().sources.clone();
+    let job = Job {
+        spec: checkpoint.spec(),
+        plan: &plan,
+        tokenizer: checkpoint.tokenizer.as_ref(),
+        sources: sources.clone(),
+        kernels,
+        cancel,
+    };
+    let file_bytes = writer::write(job, output, progress, &mut tensors, || Ok(sources))?;
+    drop(tensors);
     Ok(Report { plan, file_bytes })
 }
 
@@ -281,10 +332,10 @@ pub fn write_random(
     let tensors = spec.tensors();
     let tokenizer = tokenizer_json.map(|json| StoredTokenizer::new(json.to_vec()));
     let plan = Plan::new(spec, quant, &vec![0; tensors.len()], tokenizer.as_ref(), &[]).map_err(error)?;
-    let mut tensors = tensors.iter().enumerate().map(|(i, decl)| {
-        let rows: Box<dyn Rows> = Box::new(RandomRows::new(seed, i, decl.role, &decl.name));
-        Ok((i, rows))
-    });
+    let mut tensors = tensors
+        .iter()
+        .enumerate()
+        .map(|(i, decl)| Ok((i, Content::Rows(Box::new(RandomRows::new(seed, i, decl.role, &decl.name))))));
     let job = Job {
         spec,
         plan: &plan,

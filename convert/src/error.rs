@@ -67,6 +67,12 @@ pub enum ConvertError {
     /// The instruction set asked for cannot be had.
     #[error(transparent)]
     Isa(#[from] tidbit_runtime::error::IsaError),
+    /// The model could not be run to calibrate it.
+    #[error("calibration: {0}")]
+    Session(#[from] tidbit_runtime::error::SessionError),
+    /// The f32 model that calibration runs could not be opened.
+    #[error(transparent)]
+    Format(#[from] tidbit_runtime::error::FormatError),
     /// Stopped by the caller; nothing is left behind.
     #[error("cancelled")]
     Cancelled,

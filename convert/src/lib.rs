@@ -11,6 +11,7 @@
 //! | `plan` | what will be written, before any weight is read |
 //! | `stream` | source files, each read once: tensors and checksums |
 //! | `rows` | tensors as rows of the model's matrices |
+//! | `calibrate` | matrices rounded with data |
 //! | `writer` | encoding and writing, one tensor at a time |
 //! | `conversion` | all of it together |
 //!
@@ -20,6 +21,7 @@
 
 #![forbid(unsafe_code)]
 
+mod calibrate;
 mod checkpoint;
 mod config;
 mod conversion;
@@ -33,12 +35,12 @@ mod stream;
 mod tokenizer;
 mod writer;
 
-pub use conversion::{Checkpoint, convert, write_random};
+pub use conversion::{Checkpoint, convert, convert_calibrated, write_random};
 pub use error::ConvertError;
 pub use family::supported_families;
 pub use plan::{Plan, PlannedTensor};
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tidbit_runtime::quant::QuantType;
@@ -51,6 +53,17 @@ pub struct Options {
     pub quant: QuantType,
     /// Set from anywhere to stop; honoured every few megabytes.
     pub cancel: Option<Arc<AtomicBool>>,
+}
+
+/// What to calibrate with.
+#[derive(Clone, Debug)]
+pub struct Calibration {
+    /// Stands for the text in messages: its file.
+    pub name: PathBuf,
+    /// The text.
+    pub text: String,
+    /// Windows of 512 tokens to take from it, at most.
+    pub windows: usize,
 }
 
 /// Is told how far a conversion is. All calls come from the converting thread.

@@ -28,8 +28,16 @@ const TOGETHER: usize = 4;
 /// Written bytes after which the disk is given them.
 const FLUSH: u64 = 32 << 20;
 
-/// A tensor's number in the plan, and its rows.
-pub(crate) type Tensor = Result<(usize, Box<dyn Rows>), ConvertError>;
+/// What a tensor is made of.
+pub(crate) enum Content {
+    /// Rows to be encoded as the plan says.
+    Rows(Box<dyn Rows>),
+    /// The bytes of a matrix, as the file has them.
+    Encoded(Vec<u8>),
+}
+
+/// A tensor's number in the plan, and its content.
+pub(crate) type Tensor = Result<(usize, Content), ConvertError>;
 
 /// What is to be written.
 pub(crate) struct Job<'a> {
@@ -145,15 +153,16 @@ fn write_model<W: Write + Seek>(
     loop {
         cancel.check()?;
         let Some(next) = tensors.next() else { break };
-        let (i, rows) = next?;
+        let (i, content) = next?;
         let tensor = &plan.tensors[i];
         sink.seek(places[i])?;
-        match (tensor.stored, tensor.shape.as_slice()) {
-            (Stored::Matrix(quant), &[n, cols]) => {
+        match (content, tensor.stored, tensor.shape.as_slice()) {
+            (Content::Encoded(bytes), _, _) => sink.put(&bytes)?,
+            (Content::Rows(rows), Stored::Matrix(quant), &[n, cols]) => {
                 write_matrix(&*rows, (kernels, quant), [n, cols], &mut sink, cancel)?;
             }
-            (Stored::Vector, &[n]) => write_vector(&*rows, n, &mut sink)?,
-            (stored, shape) => unreachable!("{stored} of shape {shape:?} is never planned"),
+            (Content::Rows(rows), Stored::Vector, &[n]) => write_vector(&*rows, n, &mut sink)?,
+            (_, stored, shape) => unreachable!("{stored} of shape {shape:?} is never planned"),
         }
         records[i].1.sha256 = sink.finish_tensor(tensor.bytes);
         progress.tensor(&tensor.name, tensor.source_bytes);
@@ -301,7 +310,7 @@ mod tests {
                 kernels: kernels::active().unwrap(),
                 cancel: Cancel(None),
             };
-            let random = |i: usize| Box::new(RandomRows::new(1, i, spec::Role::Projection, "")) as Box<dyn Rows>;
+            let random = |i: usize| Content::Rows(Box::new(RandomRows::new(1, i, spec::Role::Projection, "")));
             let mut tensors = (0..n).map(|i| Ok((i, random(i))));
             let (flush, _flushes) = mpsc::sync_channel(1);
             let target = Target { out: &mut Disk(room), path: Path::new("out.tidbit"), flush: &flush };

@@ -72,6 +72,11 @@ impl<B: Backend> Activations<B> {
         })
     }
 
+    /// The residual stream `[tokens, d_model]`.
+    pub fn residual(&mut self) -> &mut B::Buffer {
+        &mut self.x
+    }
+
     /// f32 elements of a batch of `max_tokens`, for an estimate of memory; rows are padded as the processor's are.
     pub fn elements(spec: &Spec, max_tokens: usize) -> usize {
         let a = &spec.attention;
@@ -114,20 +119,30 @@ pub fn forward<B: Backend>(
     Batch { ids, positions, parts }: Batch<'_, '_, B::Cache>,
     cancel: &AtomicBool,
 ) -> Result<(), SessionError> {
-    let all = 0..ids.len();
     embed(backend, model, acts, ids, positions);
     for (i, layer) in model.weights().layers.iter().enumerate() {
         if cancel.load(Ordering::Relaxed) {
             return Err(SessionError::Cancelled);
         }
-        attention(backend, (model.spec(), layer, i), acts, positions, parts);
-        feed_forward(backend, (model.spec(), layer), acts, all.clone());
+        block(backend, (model.spec(), layer, i), acts, positions, parts);
     }
     Ok(())
 }
 
+/// Runs block `i` over the residual stream.
+pub fn block<B: Backend>(
+    backend: &mut B,
+    (spec, layer, i): (&Spec, &Layer, usize),
+    acts: &mut Activations<B>,
+    positions: &[usize],
+    parts: &mut [Part<'_, B::Cache>],
+) {
+    attention(backend, (spec, layer, i), acts, positions, parts);
+    feed_forward(backend, (spec, layer), acts, 0..positions.len());
+}
+
 /// Fills the residual stream.
-fn embed<B: Backend>(backend: &mut B, model: &Model, acts: &mut Activations<B>, ids: &[u32], positions: &[usize]) {
+pub fn embed<B: Backend>(backend: &mut B, model: &Model, acts: &mut Activations<B>, ids: &[u32], positions: &[usize]) {
     let (spec, weights, all) = (model.spec(), model.weights(), 0..ids.len());
     let table = (&weights.embedding, spec.embedding.scale);
     if let (Some(narrow), Some(project)) = (&mut acts.narrow, &weights.embedding_project) {

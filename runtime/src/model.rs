@@ -41,6 +41,7 @@ pub struct Weights {
 }
 
 /// The weights of one block.
+#[derive(Clone)]
 pub struct Layer {
     /// Before attention.
     pub attn_norm: Option<NormWeights>,
@@ -61,6 +62,7 @@ pub struct Layer {
 }
 
 /// The feed-forward part of a block.
+#[derive(Clone)]
 pub enum Mlp {
     /// One network.
     One(FeedForward),
@@ -76,6 +78,7 @@ pub enum Mlp {
 }
 
 /// A feed-forward network.
+#[derive(Clone)]
 pub struct FeedForward {
     /// `[ffn_dim, d_model]`.
     pub gate: Option<Linear>,
@@ -86,6 +89,7 @@ pub struct FeedForward {
 }
 
 /// `x wᵀ + bias`.
+#[derive(Clone)]
 pub struct Linear {
     /// `[out, in]`.
     pub weight: Matrix,
@@ -94,6 +98,7 @@ pub struct Linear {
 }
 
 /// Gain and bias of a normalization.
+#[derive(Clone)]
 pub struct NormWeights {
     /// Ones where nothing is trained.
     pub gain: Vec<f32>,

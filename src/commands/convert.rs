@@ -7,13 +7,14 @@ use crate::memory::peak_rss;
 use crate::output::{note, print, print_json};
 use crate::progress::Conversion;
 use crate::sizes::Sizes;
+use crate::text_file::read_file;
 use indicatif::{DecimalBytes, HumanCount};
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
-use tidbit_convert::{Checkpoint, Options, Plan};
+use tidbit_convert::{Calibration, Checkpoint, Options, Plan};
 
 /// Runs the command.
 pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
@@ -28,7 +29,16 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
             let cancel = Arc::new(AtomicBool::new(false));
             let _caught = Catch::new(Arc::clone(&cancel))?;
             let options = Options { quant: args.quant, cancel: Some(cancel) };
-            tidbit_convert::convert(&checkpoint, output, &options, &mut Conversion::default())?.plan
+            let mut progress = Conversion::default();
+            match &args.calibrate {
+                None => tidbit_convert::convert(&checkpoint, output, &options, &mut progress)?.plan,
+                Some(name) => {
+                    let (text, windows) = (read_file(name)?, args.calibration_windows);
+                    let calibration = Calibration { name: name.clone(), text, windows };
+                    let how = (&options, &calibration);
+                    tidbit_convert::convert_calibrated(&checkpoint, output, how, &mut progress)?.plan
+                }
+            }
         }
     };
     let elapsed = started.elapsed();

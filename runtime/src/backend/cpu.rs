@@ -52,6 +52,11 @@ impl Cpu {
         self.kernels
     }
 
+    /// The kernels and the threads, for what is not an operation of a backend.
+    pub fn device(&mut self) -> (Kernels, &mut Pool) {
+        (self.kernels, &mut self.pool)
+    }
+
     /// Threads in use.
     pub fn n_threads(&self) -> usize {
         self.pool.n_threads()

@@ -56,8 +56,30 @@ impl Grid {
         code
     }
 
+    /// Writes a panel of rows of codes, with a scale for each row and the scales of its blocks one row after the other. Rows that
+    /// are missing become zeros.
+    ///
+    /// # Panics
+    /// When lengths do not fit together.
+    pub fn write_panel(&self, panel: &mut [u8], row_scales: &[f32], scales: &[i8], codes: &[u8]) {
+        let (rows, cols) = (row_scales.len(), codes.len() / row_scales.len());
+        let parts = self.panel(cols).expect("a matrix in memory does not overflow");
+        assert!(rows <= PANEL_ROWS && codes.len() == rows * cols && scales.len() == rows * parts.n_blocks, "a panel");
+        panel.fill(0);
+        for (row, scale) in row_scales.iter().enumerate() {
+            panel[row * 4..][..4].copy_from_slice(&scale.to_le_bytes());
+            for (block, &scale) in scales[row * parts.n_blocks..][..parts.n_blocks].iter().enumerate() {
+                panel[ROW_SCALES + block * PANEL_ROWS + row] = scale as u8;
+            }
+            for (col, &code) in codes[row * cols..][..cols].iter().enumerate() {
+                let block = &mut panel[parts.values_at + col / BLOCK * parts.block_bytes..][..parts.block_bytes];
+                self.put(block, row, col % BLOCK, usize::from(code));
+            }
+        }
+    }
+
     /// Puts a code where there were zeros.
-    pub(crate) fn put(&self, block: &mut [u8], row: usize, col: usize, mut code: usize) {
+    pub(super) fn put(&self, block: &mut [u8], row: usize, col: usize, mut code: usize) {
         let mut at = 0;
         for &width in self.planes {
             let (byte, shift) = place(width, row, col);

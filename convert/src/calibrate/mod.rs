@@ -1,0 +1,464 @@
+//! Conversion with data: what goes into every matrix is seen first, then the matrix is rounded so that what comes out changes
+//! least.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | `tap` | a backend that sums up what goes into matrices |
+//! | `hessian` | these sums, and their factorization |
+//! | `folding` | scales moved from activations into weights |
+//! | `rounding` | weights to codes, with feedback |
+//!
+//! The text runs through the model block by block, on the runtime's own forward pass, so that every family is calibrated by the
+//! same code. Each block runs twice: as it was, for the sums, and as it will be, on integers, for what the next one sees.
+//! Some of the windows are held out: they decide for each matrix whether feedback helped.
+
+mod folding;
+mod hessian;
+mod rounding;
+mod tap;
+
+use crate::Cancel;
+use crate::error::ConvertError;
+use crate::plan::Plan;
+use crate::rows::{Rows, Scratch};
+use crate::writer::{Content, Tensor};
+use hessian::Moments;
+use rounding::Rounder;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::path::Path;
+use tap::Tapped;
+use tidbit_runtime::backend::{CacheType, Cpu, Part};
+use tidbit_runtime::error::SessionError;
+use tidbit_runtime::format::Stored;
+use tidbit_runtime::forward::{self, Activations};
+use tidbit_runtime::kernels::{Element, Kernels, Layout, Source};
+use tidbit_runtime::kv_cache::KvCache;
+use tidbit_runtime::model::{FeedForward, Layer, Linear, Mlp, Model, NormWeights};
+use tidbit_runtime::ops::Buffer;
+use tidbit_runtime::quant::Matrix;
+use tidbit_runtime::spec::{Head, Residual, Trained};
+use tidbit_runtime::storage::Bytes;
+
+/// Tokens of a window, if the model takes so many.
+pub(crate) const WINDOW: usize = 512;
+/// One window in so many is held out.
+const HELD_OUT: usize = 8;
+
+/// The tensors of a model, rounded with data, one block after the other.
+pub(crate) struct Calibrator<'a> {
+    /// In f32.
+    model: &'a Model,
+    plan: &'a Plan,
+    cancel: Cancel<'a>,
+    positions: Vec<usize>,
+    backend: Tapped,
+    acts: Activations<Tapped>,
+    cache: KvCache,
+    /// The residual stream of each window.
+    states: Vec<Vec<f32>>,
+    /// The next block; behind the last one, the rest.
+    next: Option<usize>,
+    ready: VecDeque<(usize, Content)>,
+}
+
+/// What a matrix is fed.
+#[derive(Clone)]
+struct Fed {
+    moments: Moments,
+    held_out: Moments,
+}
+
+impl Fed {
+    fn divide(&mut self, factors: &[f32]) {
+        self.moments = self.moments.divided(factors);
+        self.held_out = self.held_out.divided(factors);
+    }
+}
+
+/// A matrix on its way: its weights in f32, and what it is fed.
+struct Work {
+    /// In its block: `attn.qkv`.
+    name: String,
+    weights: Vec<f32>,
+    fed: Fed,
+}
+
+impl<'a> Calibrator<'a> {
+    /// `ids` is the text, in windows of `window` tokens.
+    pub(crate) fn new(
+        (model, plan): (&'a Model, &'a Plan),
+        (ids, window): (&[u32], usize),
+        (kernels, threads): (Kernels, usize),
+        cancel: Cancel<'a>,
+    ) -> Result<Self, SessionError> {
+        let spec = model.spec();
+        let mut backend = Tapped::new(Cpu::new(kernels, threads, spec, window)?);
+        let mut acts = Activations::new(&backend, spec, window)?;
+        let positions: Vec<usize> = (0..window).collect();
+        let mut states = Vec::new();
+        for ids in ids.chunks_exact(window) {
+            forward::embed(&mut backend, model, &mut acts, ids, &positions);
+            states.push(acts.residual().rows(0..window).to_vec());
+        }
+        let cache = KvCache::new(spec, CacheType::F32, window)?;
+        let (next, ready) = (Some(0), VecDeque::new());
+        Ok(Self { model, plan, cancel, positions, backend, acts, cache, states, next, ready })
+    }
+
+    /// Runs over all windows: `run` is given the state of each.
+    fn each_window(
+        &mut self,
+        mut run: impl FnMut(&mut Self, &mut Vec<f32>) -> Result<(), ConvertError>,
+    ) -> Result<(), ConvertError> {
+        let mut states = std::mem::take(&mut self.states);
+        let n = states.len();
+        for (i, state) in states.iter_mut().enumerate() {
+            self.cancel.check()?;
+            self.backend.held_out = n >= HELD_OUT && i % HELD_OUT == HELD_OUT - 1;
+            self.acts.residual().rows_mut(0..self.positions.len()).copy_from_slice(state);
+            run(self, state)?;
+        }
+        self.states = states;
+        Ok(())
+    }
+
+    /// Runs a block over all windows; `keep` says whether what comes out is what the next one sees.
+    fn run(&mut self, (layer, i): (&Layer, usize), keep: bool) -> Result<(), ConvertError> {
+        let window = self.positions.len();
+        self.each_window(|this, state| {
+            let mut parts = [Part { cache: &mut this.cache, positions: 0..window, row: 0 }];
+            let spec = this.model.spec();
+            forward::block(&mut this.backend, (spec, layer, i), &mut this.acts, &this.positions, &mut parts);
+            if keep {
+                state.copy_from_slice(this.acts.residual().rows(0..window));
+            }
+            Ok(())
+        })
+    }
+
+    /// What was fed to a matrix that was watched.
+    fn fed(&mut self, linear: &Linear) -> Fed {
+        let [moments, held_out] = self.backend.take(linear);
+        let moments = moments.mean();
+        // A text too short to hold something out, or an expert that nothing held out took.
+        let held_out = if held_out.tokens() == 0 { moments.clone() } else { held_out.mean() };
+        Fed { moments, held_out }
+    }
+
+    /// Block `i`: its tensors are ready afterwards.
+    fn block(&mut self, i: usize) -> Result<(), ConvertError> {
+        let model = self.model;
+        let original = &model.weights().layers[i];
+        let parts = linears(original);
+        // What goes into a gate goes into the other half too.
+        let shares = |name: &str| name.strip_suffix(".up").map(|n| format!("{n}.gate"));
+        let watched = |name: &str| shares(name).is_none_or(|gate| parts.iter().all(|(n, _)| *n != gate));
+        for (_, linear) in parts.iter().filter(|(name, _)| watched(name)) {
+            self.backend.watch(linear)?;
+        }
+        self.run((original, i), false)?;
+        let mut work: Vec<Work> = Vec::new();
+        for (name, linear) in &parts {
+            let fed = match work.iter().find(|w| shares(name).as_ref() == Some(&w.name)) {
+                Some(gate) => gate.fed.clone(),
+                None => self.fed(linear),
+            };
+            work.push(Work { name: name.clone(), weights: decode(&linear.weight), fed });
+        }
+        let mut layer = original.clone();
+        self.move_scales(&mut layer, &mut work);
+
+        let (prefix, mut made) = (format!("layers.{i}."), BTreeMap::new());
+        for (work, (_, linear)) in work.into_iter().zip(linears_mut(&mut layer)) {
+            self.cancel.check()?;
+            let name = format!("{prefix}{}.weight", work.name);
+            let (content, matrix) = self.round(&name, work)?;
+            linear.weight = matrix;
+            made.insert(name, content);
+        }
+        let mut vectors = |name: &str, values: &[f32]| {
+            made.insert(format!("{prefix}{name}"), Content::Rows(Box::new(Values(values.to_vec()))));
+        };
+        for (name, norm) in [("attn_norm", &layer.attn_norm), ("mlp_norm", &layer.mlp_norm)] {
+            if let Some(norm) = norm {
+                vectors(&format!("{name}.weight"), &norm.gain);
+                vectors(&format!("{name}.bias"), &norm.bias);
+            }
+        }
+        for (name, linear) in linears(&layer) {
+            if let Some(bias) = &linear.bias {
+                vectors(&format!("{name}.bias"), bias);
+            }
+        }
+        self.emit(|name| name.starts_with(&prefix), made)?;
+        self.run((&layer, i), true)
+    }
+
+    /// Moves scales out of the block's activations, wherever that changes nothing else.
+    fn move_scales(&self, layer: &mut Layer, work: &mut [Work]) {
+        let spec = self.model.spec();
+        let (a, trained) = (&spec.attention, spec.norm.trained != Trained::Nothing);
+        let at = |work: &[Work], name: &str| work.iter().position(|w| w.name == name);
+        // Out of the norms, where nothing but the matrices sees what they give.
+        if trained && spec.residual != Residual::FromNorm {
+            let shared = spec.residual == Residual::ParallelOneNorm;
+            let feeds: [(&mut Option<NormWeights>, &[&str]); 2] = [
+                (&mut layer.attn_norm, if shared { &["attn.qkv", "mlp.gate", "mlp.up"] } else { &["attn.qkv"] }),
+                (&mut layer.mlp_norm, &["mlp.gate", "mlp.up"]),
+            ];
+            for (norm, names) in feeds {
+                let fed: Vec<usize> = names.iter().filter_map(|name| at(work, name)).collect();
+                let (Some(norm), Some(&first)) = (norm, fed.first()) else { continue };
+                let factors = folding::factors(&work[first].fed.moments.diagonal());
+                folding::divide_rows(&mut norm.gain, 1, &factors);
+                folding::divide_rows(&mut norm.bias, 1, &factors);
+                for i in fed {
+                    folding::multiply_columns(&mut work[i].weights, &factors);
+                    work[i].fed.divide(&factors);
+                }
+            }
+        }
+        // Out of the values, which attention only adds up.
+        if let (Some(qkv), Some(out), None) = (at(work, "attn.qkv"), at(work, "attn.out"), a.clip) {
+            let energy = work[out].fed.moments.diagonal();
+            let group = a.n_heads / a.n_kv_heads * a.head_dim;
+            // Heads that share values are divided alike.
+            let channel = |kv: usize, dim: usize| {
+                let heads = energy[kv * group..][..group].iter().skip(dim).step_by(a.head_dim);
+                heads.sum::<f64>()
+            };
+            let sums: Vec<f64> =
+                (0..a.n_kv_heads * a.head_dim).map(|i| channel(i / a.head_dim, i % a.head_dim)).collect();
+            let factors = folding::factors(&sums);
+            let first = (a.n_heads + a.n_kv_heads) * a.head_dim;
+            folding::divide_rows(&mut work[qkv].weights[first * spec.d_model..], spec.d_model, &factors);
+            if let Some(bias) = &mut layer.qkv.bias {
+                folding::divide_rows(&mut bias[first..], 1, &factors);
+            }
+            let of = |i: usize| factors[i / group * a.head_dim + i % a.head_dim];
+            let factors: Vec<f32> = (0..energy.len()).map(of).collect();
+            folding::multiply_columns(&mut work[out].weights, &factors);
+            work[out].fed.divide(&factors);
+        }
+        // Out of the half of a gated network that is not activated.
+        let gated: Vec<String> = work.iter().filter_map(|w| w.name.strip_suffix(".gate").map(Into::into)).collect();
+        for name in gated {
+            let (Some(up), Some(down)) = (at(work, &format!("{name}.up")), at(work, &format!("{name}.down"))) else {
+                continue;
+            };
+            let factors = folding::factors(&work[down].fed.moments.diagonal());
+            let cols = work[up].weights.len() / factors.len();
+            folding::divide_rows(&mut work[up].weights, cols, &factors);
+            for (part, linear) in linears_mut(layer) {
+                if let (true, Some(bias)) = (part == work[up].name, &mut linear.bias) {
+                    folding::divide_rows(bias, 1, &factors);
+                }
+            }
+            folding::multiply_columns(&mut work[down].weights, &factors);
+            work[down].fed.divide(&factors);
+        }
+    }
+
+    /// A matrix as it is planned: for the file, and for the blocks behind.
+    fn round(&self, name: &str, work: Work) -> Result<(Content, Matrix), ConvertError> {
+        let Work { weights, fed, .. } = work;
+        let cols = fed.moments.n();
+        let rows = weights.len() / cols;
+        let planned = self.plan.tensors.iter().find(|t| t.name == name).map(|t| t.stored);
+        let Some(Stored::Matrix(quant)) = planned else { unreachable!("{name} is a matrix of the plan") };
+        let Some(rounder) = Rounder::new(quant) else {
+            let matrix = Matrix::encode(quant, rows, cols, &weights)
+                .map_err(|e| refused(self.model, name, e.row, e.col, e.value))?;
+            return Ok((Content::Encoded(matrix.bytes().to_vec()), matrix));
+        };
+        if let Some(at) = weights.iter().position(|w| !w.is_finite()) {
+            return Err(refused(self.model, name, at / cols, at % cols, weights[at]));
+        }
+        let energy: Vec<f32> = fed.moments.diagonal().iter().map(|&d| d as f32).collect();
+        let candidates = [rounder.with_feedback(&weights, &fed.moments), rounder.nearest(&weights, &energy)];
+        let error = |rounded| {
+            let decoded = rounder.decode(rounded);
+            let errors: Vec<f32> = decoded.iter().zip(&weights).map(|(a, b)| a - b).collect();
+            fed.held_out.weigh(&errors)
+        };
+        let [with_feedback, nearest] = [error(&candidates[0]), error(&candidates[1])];
+        let bytes = rounder.encode(&candidates[usize::from(nearest < with_feedback)]);
+        let matrix =
+            Matrix::new(quant, rows, cols, Bytes::copy_from(&bytes)).expect("as many bytes as planned, aligned");
+        Ok((Content::Encoded(bytes), matrix))
+    }
+
+    /// What is neither in a block nor behind them, and then the head.
+    fn rest(&mut self) -> Result<(), ConvertError> {
+        let model = self.model;
+        let (spec, weights) = (model.spec(), model.weights());
+        let window = self.positions.len();
+        let mut made = BTreeMap::new();
+        // Where rows are as wide as the residual stream, and the final norm gives them.
+        if weights.head_project.is_none() {
+            self.backend.watch(&weights.head)?;
+            let mut finished = Buffer::new(window, spec.d_model)?;
+            self.each_window(|this, _| {
+                forward::finish(&mut this.backend, model, &this.acts, 0..window, (&mut finished, 0));
+                this.backend.see(&weights.head, &finished, 0..window);
+                Ok(())
+            })?;
+            let mut work =
+                Work { name: String::new(), weights: decode(&weights.head.weight), fed: self.fed(&weights.head) };
+            let mut norm = weights.final_norm.clone();
+            // A tied table serves as embedding too, which must stay as it is.
+            if let (Head::Untied, true, Some(norm)) = (spec.head, spec.norm.trained != Trained::Nothing, &mut norm) {
+                let factors = folding::factors(&work.fed.moments.diagonal());
+                folding::divide_rows(&mut norm.gain, 1, &factors);
+                folding::divide_rows(&mut norm.bias, 1, &factors);
+                folding::multiply_columns(&mut work.weights, &factors);
+                work.fed.divide(&factors);
+            }
+            if let Some(norm) = norm {
+                made.insert("final_norm.weight".into(), Content::Rows(Box::new(Values(norm.gain)) as Box<dyn Rows>));
+                made.insert("final_norm.bias".into(), Content::Rows(Box::new(Values(norm.bias))));
+            }
+            let name = if spec.head == Head::Tied { "embed.tokens" } else { "head.weight" };
+            made.insert(name.into(), self.round(name, work)?.0);
+        }
+        self.emit(|name| !name.starts_with("layers."), made)
+    }
+
+    /// Hands over the planned tensors of some names: as they were made, or else as they were.
+    fn emit(&mut self, wanted: impl Fn(&str) -> bool, mut made: BTreeMap<String, Content>) -> Result<(), ConvertError> {
+        for (i, tensor) in self.plan.tensors.iter().enumerate().filter(|(_, t)| wanted(&t.name)) {
+            let file = self.model.file();
+            let content = match (made.remove(&tensor.name), tensor.stored) {
+                (Some(content), _) => content,
+                (None, Stored::Matrix(_)) => Content::Rows(Box::new(Decoded(file.matrix(&tensor.name)?))),
+                (None, _) => Content::Rows(Box::new(Values(file.vector(&tensor.name)?))),
+            };
+            self.ready.push_back((i, content));
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self) -> Result<(), ConvertError> {
+        match self.next {
+            Some(i) if i < self.model.spec().n_layers => {
+                self.next = Some(i + 1);
+                self.block(i)
+            }
+            _ => {
+                self.next = None;
+                self.rest()
+            }
+        }
+    }
+}
+
+impl Iterator for Calibrator<'_> {
+    type Item = Tensor;
+
+    fn next(&mut self) -> Option<Tensor> {
+        while self.ready.is_empty() {
+            self.next?;
+            if let Err(e) = self.advance() {
+                self.next = None;
+                return Some(Err(e));
+            }
+        }
+        self.ready.pop_front().map(Ok)
+    }
+}
+
+/// The matrices of a block, but for routers.
+fn linears(layer: &Layer) -> Vec<(String, &Linear)> {
+    let mut list = vec![("attn.qkv".to_string(), &layer.qkv), ("attn.out".into(), &layer.attn_out)];
+    for (name, n) in networks(&layer.mlp) {
+        list.extend(n.gate.as_ref().map(|gate| (format!("{name}.gate"), gate)));
+        list.push((format!("{name}.up"), &n.up));
+        list.push((format!("{name}.down"), &n.down));
+    }
+    list
+}
+
+fn networks(mlp: &Mlp) -> Vec<(String, &FeedForward)> {
+    match mlp {
+        Mlp::One(network) => vec![("mlp".into(), network)],
+        Mlp::Experts { experts, shared, .. } => {
+            let mut list: Vec<_> = experts.iter().enumerate().map(|(i, n)| (format!("mlp.experts.{i}"), n)).collect();
+            list.extend(shared.as_ref().map(|(n, _)| ("mlp.shared".to_string(), n)));
+            list
+        }
+    }
+}
+
+/// The same, in the same order.
+fn linears_mut(layer: &mut Layer) -> Vec<(String, &mut Linear)> {
+    let mut list = vec![("attn.qkv".to_string(), &mut layer.qkv), ("attn.out".into(), &mut layer.attn_out)];
+    let networks: Vec<(String, &mut FeedForward)> = match &mut layer.mlp {
+        Mlp::One(network) => vec![("mlp".into(), network)],
+        Mlp::Experts { experts, shared, .. } => {
+            let mut list: Vec<_> =
+                experts.iter_mut().enumerate().map(|(i, n)| (format!("mlp.experts.{i}"), n)).collect();
+            list.extend(shared.as_mut().map(|(n, _)| ("mlp.shared".to_string(), n)));
+            list
+        }
+    };
+    for (name, n) in networks {
+        list.extend(n.gate.as_mut().map(|gate| (format!("{name}.gate"), gate)));
+        list.push((format!("{name}.up"), &mut n.up));
+        list.push((format!("{name}.down"), &mut n.down));
+    }
+    list
+}
+
+/// All values, row by row.
+fn decode(matrix: &Matrix) -> Vec<f32> {
+    let mut values = vec![0.0; matrix.rows() * matrix.cols()];
+    for (row, out) in values.chunks_exact_mut(matrix.cols()).enumerate() {
+        matrix.decode_row(row, out);
+    }
+    values
+}
+
+fn refused(model: &Model, name: &str, row: usize, col: usize, value: f32) -> ConvertError {
+    let reason = format!("row {row}, column {col} is {value}, expected a finite number that the type can hold");
+    ConvertError::tensor(model.file().path(), name, reason)
+}
+
+/// A vector that was made.
+struct Values(Vec<f32>);
+
+/// A matrix of the f32 model.
+struct Decoded(Matrix);
+
+impl Rows for Values {
+    fn source<'s>(&'s self, rows: Range<usize>, _: usize, scratch: &'s mut Scratch) -> Source<'s> {
+        scratch.starts.clear();
+        scratch.starts.extend(rows);
+        let layout = Layout::Rows { starts: &scratch.starts };
+        Source { bytes: bytemuck::must_cast_slice(&self.0), element: Element::F32, layout }
+    }
+
+    fn refuse(&self, row: usize, col: usize, value: f32, stored: Stored) -> ConvertError {
+        ConvertError::output(
+            Path::new(""),
+            format!("row {row}, column {col} is {value}, which cannot be stored as {stored}"),
+        )
+    }
+}
+
+impl Rows for Decoded {
+    fn source<'s>(&'s self, rows: Range<usize>, cols: usize, scratch: &'s mut Scratch) -> Source<'s> {
+        let Scratch { values, starts } = scratch;
+        values.resize(rows.len() * cols, 0.0);
+        starts.clear();
+        starts.extend((0..rows.len()).map(|row| row * cols));
+        for (row, out) in rows.zip(values.chunks_exact_mut(cols)) {
+            self.0.decode_row(row, out);
+        }
+        Source { bytes: bytemuck::must_cast_slice(values), element: Element::F32, layout: Layout::Rows { starts } }
+    }
+
+    fn refuse(&self, row: usize, col: usize, value: f32, stored: Stored) -> ConvertError {
+        Values(Vec::new()).refuse(row, col, value, stored)
+    }
+}
