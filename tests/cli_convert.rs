@@ -3,6 +3,7 @@
 mod cli_support;
 
 use cli_support::{checkpoint, fails, json, model, names, scratch, succeeds, tidbit};
+use tidbit_runtime::kernels::{self, Kernels};
 
 /// Every quant type, most precise first.
 const QUANTS: [&str; 8] = ["f32", "f16", "q8", "q6", "q5", "q4", "q3", "q2"];
@@ -29,6 +30,34 @@ fn converts_to_every_quant_type() {
     }
     assert!(sizes.is_sorted_by(|a, b| a > b), "{sizes:?}");
     assert_eq!(names(out.path()).len(), QUANTS.len(), "nothing but the models is left");
+}
+
+#[test]
+fn the_bytes_are_the_same_from_every_instruction_set() {
+    let out = scratch();
+    let path = out.path().join("m.tidbit");
+    let text = out.path().join("text.txt");
+    std::fs::write(&text, "The king went home, and the fox said nothing. ".repeat(60)).unwrap();
+    let isas: Vec<_> = kernels::supported().into_iter().map(Kernels::name).collect();
+    assert_eq!(isas.last(), Some(&"scalar"));
+    let written = |isa: &str, args: &[&str]| {
+        let mut command = tidbit(["convert"]);
+        succeeds(command.arg(checkpoint()).arg("-o").arg(&path).args(args).env("TIDBIT_ISA", isa));
+        std::fs::read(&path).unwrap()
+    };
+    for quant in QUANTS {
+        let expected = written("scalar", &["--quant", quant]);
+        for isa in &isas {
+            assert!(written(isa, &["--quant", quant]) == expected, "{isa} {quant}");
+        }
+    }
+    let calibrate = ["--quant", "q3", "--calibration-windows", "1", "--calibrate", text.to_str().unwrap()];
+    let expected = written("scalar", &calibrate);
+    assert!(expected != written("scalar", &["--quant", "q3"]), "the text was used");
+    for isa in &isas {
+        assert!(written(isa, &calibrate) == expected, "{isa}, calibrated");
+    }
+    assert_eq!(names(out.path()), ["m.tidbit", "text.txt"]);
 }
 
 #[test]
