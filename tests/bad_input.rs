@@ -342,7 +342,7 @@ fn texts_that_cannot_calibrate() {
     let folder = scratch();
     let output = scratch();
     let path = output.path().join("m.tidbit");
-    let mut refused = |checkpoint: &Path, text: &Path, windows: &str, code: i32, parts: &[&str]| {
+    let refused = |checkpoint: &Path, text: &Path, windows: &str, code: i32, parts: &[&str]| {
         let mut command = tidbit(["convert", "--quant", "q4", "--calibration-windows", windows, "--calibrate"]);
         fails(command.arg(text).arg(checkpoint).arg("-o").arg(&path), code, parts);
         assert_eq!(names(output.path()), [] as [&str; 0], "{parts:?}");

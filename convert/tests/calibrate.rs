@@ -1,13 +1,10 @@
 //! Conversion with data: nearer to f32 than without, exact where nothing is rounded, the same bytes every time, and nothing left
 //! behind when it cannot be done.
 
-mod support;
-
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use support::*;
 use tidbit_convert::{Calibration, Checkpoint, ConvertError, Options, Report, convert, convert_calibrated};
 use tidbit_runtime::eval::{Windows, evaluate};
 use tidbit_runtime::quant::QuantType;
@@ -106,17 +103,16 @@ fn calibrated_models_are_nearer_to_f32_on_other_text() {
     for name in ["gpt2-mini", "neox-mini"] {
         let checkpoint = Path::new(TOP).join("models").join(name);
         let exact = plain(&checkpoint, QuantType::F32, &at("f32"));
-        let (seen, unseen) = (written(&exact, 7, 1), written(&exact, 3, 2));
-        for quant in [QuantType::Q4, QuantType::Q3] {
-            let nearest = divergence(&plain(&checkpoint, quant, &at("plain")), &exact, &unseen);
-            let report = calibrate(&checkpoint, quant, &at("calibrated"), (&seen, 6)).unwrap();
-            let model = Model::open(&at("calibrated")).unwrap();
-            model.file().verify().unwrap();
-            assert_eq!(report.file_bytes, std::fs::metadata(at("plain")).unwrap().len(), "{name} {quant}");
-            let found = divergence(&model, &exact, &unseen);
-            println!("{name} {quant}: KL divergence {nearest:.5} plain, {found:.5} calibrated");
-            assert!(found < nearest * 0.9, "{name} {quant}: {nearest} became {found}");
-        }
+        let (seen, unseen) = (written(&exact, 5, 1), written(&exact, 2, 2));
+        let quant = QuantType::Q3;
+        let nearest = divergence(&plain(&checkpoint, quant, &at("plain")), &exact, &unseen);
+        let report = calibrate(&checkpoint, quant, &at("calibrated"), (&seen, 4)).unwrap();
+        let model = Model::open(&at("calibrated")).unwrap();
+        model.file().verify().unwrap();
+        assert_eq!(report.file_bytes, std::fs::metadata(at("plain")).unwrap().len(), "{name} {quant}");
+        let found = divergence(&model, &exact, &unseen);
+        println!("{name} {quant}: KL divergence {nearest:.5} plain, {found:.5} calibrated");
+        assert!(found < nearest * 0.75, "{name} {quant}: {nearest} became {found}");
     }
 }
 
@@ -125,7 +121,7 @@ fn the_bytes_do_not_depend_on_the_number_of_threads() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = Path::new(TOP).join("models/neox-mini");
     let text = "The king went home, and the fox said nothing. ".repeat(90);
-    for quant in [QuantType::Q8, QuantType::Q4, QuantType::Q3] {
+    for quant in [QuantType::Q8, QuantType::Q3] {
         let bytes = [1, 2].map(|threads| {
             let output = folder.path().join("m");
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -226,7 +222,7 @@ fn every_family_is_calibrated() {
 }
 
 fn ids_of(model: &Model, seed: u64) -> Vec<u32> {
-    model.tokenizer().unwrap().unwrap().encode(&letters(60, seed)).unwrap()
+    model.tokenizer().unwrap().unwrap().encode(&letters(40, seed)).unwrap()
 }
 
 #[test]
