@@ -359,7 +359,7 @@ fn texts_that_cannot_calibrate() {
     let long = write(folder.path(), "long.txt", &b"Once upon a time. ".repeat(300));
     let llama = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/families/llama-3");
     refused(&llama, &long, "4", 1, &["long.txt", "no tokenizer"]);
-    fails(tidbit(["convert", "-o", "m", "--calibration-windows", "2"]).arg(checkpoint()), 2, &["--calibrate"]);
+    fails(tidbit(["convert", "-o", "m", "--calibration-windows", "2"]).arg(checkpoint()), 2, &["required"]);
 }
 
 #[test]

@@ -201,7 +201,6 @@ fn folding_changes_nothing_in_f32_whatever_the_family() {
 fn every_family_is_calibrated() {
     let folder = tempfile::tempdir().unwrap();
     let text = letters(4 * 512, 3);
-    let mut sums = (0.0, 0.0);
     for name in FAMILIES {
         let checkpoint = family(name, folder.path());
         let [exact, nearest] = [QuantType::F32, QuantType::Q4].map(|quant| {
@@ -214,11 +213,8 @@ fn every_family_is_calibrated() {
         let (found, _) = difference(&logits(&model, &ids_of(&model, 5)), &exact);
         let (nearest, _) = difference(&nearest, &exact);
         println!("{name}: {nearest:.4} plain, {found:.4} calibrated");
-        // Weights are random and few: no family must lose much, and all together must gain.
-        assert!(found < nearest * 1.25, "{name}: {nearest} became {found}");
-        sums = (sums.0 + nearest, sums.1 + found);
+        assert!(found < nearest * 0.95, "{name}: {nearest} became {found}");
     }
-    assert!(sums.1 < sums.0, "{sums:?}");
 }
 
 fn ids_of(model: &Model, seed: u64) -> Vec<u32> {
