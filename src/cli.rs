@@ -63,12 +63,20 @@ pub(crate) struct ConvertArgs {
     /// How weights are stored: f32, f16, q8 (8.25 bits), q6, q5, q4, q3 or q2 (embedding and head stay at q8).
     #[arg(long, value_name = "TYPE", default_value = "q8", value_parser = parse_quant)]
     pub(crate) quant: QuantType,
-    /// Round weights so that what the model makes of this text changes least: slower, better.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) calibrate: Option<PathBuf>,
-    /// Windows of 512 tokens of it to use, at most.
-    #[arg(long, value_name = "N", default_value_t = 64, requires = "calibrate")]
+    /// Round weights so that what the model makes of a text changes least: slower, better. Without a file, of a text that
+    /// comes with the program (then give the option last).
+    #[arg(long, value_name = "TEXT", conflicts_with = "dry_run")]
+    #[expect(clippy::option_option, reason = "absent, without a value, with one")]
+    pub(crate) calibrate: Option<Option<PathBuf>>,
+    /// Windows of 512 tokens of that text to use, at most.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     pub(crate) calibration_windows: usize,
+    /// Give each matrix the bits that it needs for a file of this size, such as 60MB. Calibrates.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with_all = ["quant", "target_bpw", "dry_run"])]
+    pub(crate) target_size: Option<u64>,
+    /// The same for so many bits per weight, all tensors counted.
+    #[arg(long, value_name = "BITS", conflicts_with_all = ["quant", "dry_run"])]
+    pub(crate) target_bpw: Option<f64>,
     /// Print what would be written, and write nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -268,6 +276,22 @@ pub(crate) struct EvalArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// A number of bytes: `60MB`, `1.5GB`, `800kB`, or plain.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        other => return Err(format!("unit is \"{other}\", expected kB, MB or GB")),
+    };
+    match digits.trim().parse::<f64>() {
+        Ok(n) if n > 0.0 && n * unit < 1e18 => Ok((n * unit) as u64),
+        _ => Err("expected a size above 0, such as 60MB".into()),
+    }
 }
 
 fn parse_quant(name: &str) -> Result<QuantType, String> {

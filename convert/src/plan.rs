@@ -42,16 +42,15 @@ pub struct PlannedTensor {
     pub source_bytes: u64,
 }
 
-/// How a tensor is stored when `quant` is asked for. Vectors stay f32. Embedding and head suffer
-/// most from few bits, so `q4` keeps them at 8; single rows of positions are added as they are,
-/// so they stay f16.
+/// How a tensor is stored when `quant` is asked for. Vectors stay f32. Embedding and head suffer most from few bits, so they
+/// get more; so do positions, of which there are few, and routers, on which hangs what is computed at all.
 fn stored(role: Role, quant: QuantType) -> Stored {
     match role {
         Role::Vector => Stored::Vector,
         _ if !quant.is_integer() => Stored::Matrix(quant),
         Role::Projection => Stored::Matrix(quant),
-        Role::Positions | Role::Router => Stored::Matrix(QuantType::F16),
-        Role::Embedding | Role::Head => Stored::Matrix(QuantType::Q8),
+        Role::Router => Stored::Matrix(QuantType::F16),
+        Role::Positions | Role::Embedding | Role::Head => Stored::Matrix(QuantType::Q8),
     }
 }
 
@@ -75,6 +74,21 @@ impl Plan {
         tokenizer: Option<&StoredTokenizer>,
         sources: &[SourceFile],
     ) -> Result<Self, String> {
+        let types = spec.tensors().iter().map(|decl| stored(decl.role, quant)).collect();
+        Self::with_types(spec, (quant, types), source_bytes, tokenizer, sources)
+    }
+
+    /// The same with a type for each tensor of the spec.
+    ///
+    /// # Errors
+    /// A message when a size overflows.
+    pub(crate) fn with_types(
+        spec: &Spec,
+        (quant, types): (QuantType, Vec<Stored>),
+        source_bytes: &[u64],
+        tokenizer: Option<&StoredTokenizer>,
+        sources: &[SourceFile],
+    ) -> Result<Self, String> {
         let mut plan = Self {
             quant,
             tensors: Vec::new(),
@@ -86,8 +100,7 @@ impl Plan {
             largest_source_bytes: source_bytes.iter().copied().max().unwrap_or(0),
         };
         let mut bytes_of_tensors = 0;
-        for (decl, &source_bytes) in spec.tensors().into_iter().zip(source_bytes) {
-            let stored = stored(decl.role, quant);
+        for ((decl, &source_bytes), stored) in spec.tensors().into_iter().zip(source_bytes).zip(types) {
             let overflow = || format!("tensor `{}`: shape {:?} overflows", decl.name, decl.shape);
             let bytes = stored.bytes(&decl.shape).ok_or_else(overflow)? as u64;
             plan.parameters += decl.len() as u64;

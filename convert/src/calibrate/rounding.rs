@@ -158,15 +158,12 @@ impl Rounder {
         Rounded { scales: rows.into_iter().flat_map(|(_, scales)| scales).collect(), row_scales, codes, cols }
     }
 
-    /// What a rounded matrix stands for.
-    pub(crate) fn decode(&self, rounded: &Rounded) -> Vec<f32> {
+    /// What a row of a rounded matrix stands for.
+    pub(crate) fn decode_row(&self, rounded: &Rounded, row: usize) -> Vec<f32> {
         let Rounded { scales, row_scales, codes, cols } = rounded;
-        let n_blocks = cols.div_ceil(BLOCK);
-        let value = |(i, &code): (usize, &u8)| {
-            let (row, col) = (i / cols, i % cols);
-            row_scales[row] * square(scales[row * n_blocks + col / BLOCK]) * self.entry(code)
-        };
-        codes.iter().enumerate().map(value).collect()
+        let scales = &scales[row * cols.div_ceil(BLOCK)..];
+        let value = |(col, &code): (usize, &u8)| row_scales[row] * square(scales[col / BLOCK]) * self.entry(code);
+        codes[row * cols..][..*cols].iter().enumerate().map(value).collect()
     }
 
     /// The panels of the file.
