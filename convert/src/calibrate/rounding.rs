@@ -54,7 +54,8 @@ impl Rounder {
     }
 
     fn code(&self, value: f32) -> u8 {
-        self.nearest[((value * 2.0).floor().clamp(-256.0, 255.0) as i32 + 256) as usize]
+        // Cut off above 0 rather than rounded down: that is a call of a function where processors are old.
+        self.nearest[(value.clamp(-128.0, 127.5) * 2.0 + 256.0) as usize]
     }
 
     fn entry(&self, code: u8) -> f32 {
