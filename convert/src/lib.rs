@@ -7,6 +7,7 @@
 //! | `config` | `config.json`, with no field dropped in silence |
 //! | `family` | one file per family: config to spec, tensor names to roles and orders |
 //! | `mapping` | every source tensor accounted for |
+//! | `sentence` | how sentence-transformers pools, beside a checkpoint |
 //! | `tokenizer` | `tokenizer.json`, or one built from vocabulary and merges |
 //! | `plan` | what will be written, before any weight is read |
 //! | `stream` | source files, each read once: tensors and checksums |
@@ -29,6 +30,7 @@ mod mapping;
 mod plan;
 mod random;
 mod rows;
+mod sentence;
 mod stream;
 mod tokenizer;
 mod writer;
