@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     let result = match cli::Cli::parse().command {
         cli::Command::Convert(args) => commands::convert::run(&args),
         cli::Command::Run(args) => commands::run::run(&args),
+        cli::Command::Embed(args) => commands::embed::run(&args),
         cli::Command::Inspect(args) => commands::inspect::run(&args),
         cli::Command::Perplexity(args) => commands::perplexity::run(&args),
         cli::Command::Bench(args) => bench::run(&args),

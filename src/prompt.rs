@@ -8,6 +8,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use tidbit_runtime::error::SessionError;
 use tidbit_runtime::session::Model;
+use tidbit_runtime::spec::Head;
 use tidbit_runtime::tokenizer::Tokenizer;
 
 /// A prompt as the user gave it.
@@ -50,6 +51,18 @@ pub(crate) fn tokenizer(model: &Model) -> anyhow::Result<Option<&Tokenizer>> {
         tokenizer.check_vocabulary(model.spec().vocab_size).map_err(|e| anyhow!("{path}: {e}"))?;
     }
     Ok(tokenizer)
+}
+
+/// Refuses a model that only makes embeddings.
+///
+/// # Errors
+/// When it has no head.
+pub(crate) fn check_writes(model: &Model) -> anyhow::Result<()> {
+    if model.spec().head != Head::None {
+        return Ok(());
+    }
+    let path = model.file().path().display();
+    Err(anyhow!("{path}: {}", SessionError::NoHead).hint(format!("tidbit embed {path} TEXT")))
 }
 
 /// The error of a model that cannot read text.

@@ -20,6 +20,7 @@ pub(crate) fn run(args: &PerplexityArgs) -> anyhow::Result<()> {
     let text = read_file(&args.file)?;
     let path = cache::model_file(&args.model)?;
     let model = Model::open(&path)?;
+    prompt::check_writes(&model)?;
     let most = model.spec().context_length;
     let window = args.window.unwrap_or_else(|| WINDOW.min(most));
     if window < 2 || window > most {

@@ -31,6 +31,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
 
     let started = Instant::now();
     let model = Model::open(&path)?;
+    prompt::check_writes(&model)?;
     if args.mlock {
         memory::lock(model.file())?;
     }
