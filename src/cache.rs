@@ -32,7 +32,7 @@ pub(crate) const QUANT: QuantType = QuantType::Q8;
 const KEPT: Duration = Duration::from_hours(30 * 24);
 
 /// Kinds of files that a conversion may read.
-const EXTENSIONS: [&str; 5] = ["bin", "gguf", "json", "safetensors", "txt"];
+const EXTENSIONS: [&str; 6] = ["bin", "gguf", "jinja", "json", "safetensors", "txt"];
 
 /// The model file of `path`: itself, or the converted one when `path` is the folder of a checkpoint or a GGUF file.
 ///

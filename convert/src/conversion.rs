@@ -3,6 +3,7 @@
 use crate::checkpoint::{Layout, Weights, gguf, read_range, read_small};
 use crate::error::{ConvertError, shown};
 use crate::family::{self, Described};
+use crate::generation;
 use crate::mapping::{self, Mapped, Mapping, Part};
 use crate::plan::{NO_HASH, Plan};
 use crate::random::RandomRows;
@@ -44,6 +45,7 @@ impl Checkpoint {
         }
         let layout = Layout::find(path)?;
         let mut described = family::read_config(&layout.config.display().to_string(), &read_small(&layout.config)?)?;
+        let ends = generation::read_ends(&layout.folder, &mut described.spec)?;
         let pooling_files = sentence::read_pooling(&layout.folder, &mut described.spec)?;
         let (weights, index) = layout.open()?;
         let mut mapping = mapping::map(&described, &weights)?;
@@ -78,6 +80,7 @@ impl Checkpoint {
         files.extend(weights.files.iter().cloned());
         files.extend(tokenizer.files);
         files.extend(pooling_files);
+        files.extend(ends);
         let sources = files.iter().map(|path| unhashed(path)).collect::<Result<_, _>>()?;
         Ok(Self { described, weights, mapping, tokenizer: tokenizer.tokenizer, files, sources, warnings })
     }
