@@ -84,6 +84,7 @@ Examples:
   tidbit run gpt2-mini.tidbit --prompt-file story.txt --stop \"THE END\" --quiet > out.txt
   echo \"Once upon a time\" | tidbit run gpt2-mini.tidbit --json
   tidbit run gpt2-mini.tidbit -i
+  tidbit run --chat SmolLM2-135M-Instruct.Q4_1.gguf -p \"Why is the sky blue?\"
   tidbit run gpt2-mini.tidbit --prompt-file code.txt --temperature 0 --speculate lookup
 
 Exit code: 0 when the text ended by itself, 1 after an error, 2 for a wrong option, 130 after Ctrl-C.")]
@@ -99,6 +100,13 @@ pub(crate) struct RunArgs {
     /// Stop before this text; may be given several times.
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
+    /// Talk with a model that was trained to answer: the prompt is a message, written into the model's chat template. Without
+    /// a prompt, each line of stdin is one, and the conversation goes on.
+    #[arg(long, conflicts_with = "ids")]
+    pub(crate) chat: bool,
+    /// What a conversation begins with.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
     /// Go on after the token that ends a text.
     #[arg(long)]
     pub(crate) ignore_eos: bool,

@@ -7,6 +7,7 @@
 
 mod bench;
 mod cache;
+mod chat;
 mod cli;
 mod commands;
 mod failure;

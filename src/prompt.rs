@@ -70,6 +70,23 @@ pub(crate) fn no_tokenizer(path: &Path) -> anyhow::Error {
     anyhow!("{}: the model has no tokenizer", path.display())
 }
 
+/// Refuses a prompt that does not fit.
+///
+/// # Errors
+/// When it has more tokens than the context holds.
+pub(crate) fn check_length(ids: &[u32], model: &Model, context: usize) -> anyhow::Result<()> {
+    if ids.len() <= context {
+        return Ok(());
+    }
+    let most = model.spec().context_length;
+    let error = anyhow!("the prompt has {} tokens, the context holds {context}", ids.len());
+    Err(if ids.len() <= most {
+        error.hint(format!("this model takes --ctx up to {most}"))
+    } else {
+        error.hint(format!("shorten the prompt: this model takes at most {most} tokens"))
+    })
+}
+
 /// The tokens of a prompt, at least one and no more than the context holds.
 ///
 /// # Errors
@@ -90,14 +107,6 @@ pub(crate) fn tokens(
     if ids.is_empty() {
         return Err(SessionError::EmptyPrompt.hint("give a text with -p TEXT, or a token with --ids"));
     }
-    if ids.len() > context {
-        let most = model.spec().context_length;
-        let error = anyhow!("the prompt has {} tokens, the context holds {context}", ids.len());
-        return Err(if ids.len() <= most {
-            error.hint(format!("this model takes --ctx up to {most}"))
-        } else {
-            error.hint(format!("shorten the prompt: this model takes at most {most} tokens"))
-        });
-    }
+    check_length(&ids, model, context)?;
     Ok(ids)
 }
