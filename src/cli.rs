@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::sampler::SamplerOptions;
 use tidbit_runtime::session::CacheType;
+use tidbit_runtime::spec::PoolingKind;
 use tidbit_runtime::speculate::MAX_GUESSES;
 
 /// Most guesses of a step, unless told otherwise.
@@ -36,6 +37,7 @@ Environment:
 pub(crate) enum Command {
     Convert(ConvertArgs),
     Run(RunArgs),
+    Embed(EmbedArgs),
     Inspect(InspectArgs),
     #[command(visible_alias = "perplexity")]
     Eval(EvalArgs),
@@ -98,6 +100,7 @@ Examples:
   tidbit run gpt2-mini.tidbit --prompt-file story.txt --stop \"THE END\" --quiet > out.txt
   echo \"Once upon a time\" | tidbit run gpt2-mini.tidbit --json
   tidbit run gpt2-mini.tidbit -i
+  tidbit run --chat SmolLM2-135M-Instruct.Q4_1.gguf -p \"Why is the sky blue?\"
   tidbit run gpt2-mini.tidbit --prompt-file code.txt --temperature 0 --speculate lookup
 
 Exit code: 0 when the text ended by itself, 1 after an error, 2 for a wrong option, 130 after Ctrl-C.")]
@@ -113,6 +116,13 @@ pub(crate) struct RunArgs {
     /// Stop before this text; may be given several times.
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
+    /// Talk with a model that was trained to answer: the prompt is a message, written into the model's chat template. Without
+    /// a prompt, each line of stdin is one, and the conversation goes on.
+    #[arg(long, conflicts_with = "ids")]
+    pub(crate) chat: bool,
+    /// What a conversation begins with.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
     /// Go on after the token that ends a text.
     #[arg(long)]
     pub(crate) ignore_eos: bool,
@@ -201,6 +211,42 @@ pub(crate) struct SamplingArgs {
     /// [default: a random one, printed with the statistics].
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+}
+
+/// Turn texts into vectors.
+///
+/// One vector a line, in order of the texts. Encoders (such as BERT) are made for it and say how to pool; a decoder's
+/// hidden states are averaged. Given the folder of a checkpoint, `embed` converts it as `run` does.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tidbit embed minilm.tidbit \"The cat sits on the mat.\" \"A feline rests.\"
+  tidbit embed minilm.tidbit --file sentences.txt > vectors.txt
+  tidbit embed minilm.tidbit --file sentences.txt --json")]
+pub(crate) struct EmbedArgs {
+    /// Model file, or folder of a checkpoint.
+    pub(crate) model: PathBuf,
+    /// Texts; without any, and without --file, each line of stdin is one.
+    #[arg(value_name = "TEXT", conflicts_with = "file")]
+    pub(crate) texts: Vec<String>,
+    /// Each line of this file is a text; `-` is stdin.
+    #[arg(long, value_name = "LINES")]
+    pub(crate) file: Option<PathBuf>,
+    /// Which hidden states make the vector: the mean of all, the first (cls) or the last [default: as the model says].
+    #[arg(long, value_name = "mean|cls|last", value_parser = parse_pooling)]
+    pub(crate) pooling: Option<PoolingKind>,
+    /// Leave the vector as long as it is, where the model says to divide it by its length.
+    #[arg(long)]
+    pub(crate) no_normalize: bool,
+    /// Leave out the end of texts that are too long, instead of failing.
+    #[arg(long)]
+    pub(crate) truncate: bool,
+    /// Threads [default: all cores].
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Show what a model is made of.
@@ -306,6 +352,11 @@ fn parse_speculate(text: &str) -> Result<usize, String> {
         Ok(most) if kind == "lookup" && (1..=MAX_GUESSES).contains(&most) => Ok(most),
         _ => Err(format!("expected lookup, or lookup:N with N from 1 to {MAX_GUESSES}")),
     }
+}
+
+fn parse_pooling(name: &str) -> Result<PoolingKind, String> {
+    PoolingKind::from_name(name)
+        .ok_or_else(|| format!("expected one of {}", PoolingKind::ALL.map(PoolingKind::name).join(", ")))
 }
 
 fn parse_cache_type(name: &str) -> Result<CacheType, String> {

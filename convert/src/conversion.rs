@@ -4,10 +4,12 @@ use crate::calibrate::{self, Calibrator};
 use crate::checkpoint::{Layout, Weights, gguf, read_range, read_small};
 use crate::error::{ConvertError, shown};
 use crate::family::{self, Described};
+use crate::generation;
 use crate::mapping::{self, Mapped, Mapping, Part};
 use crate::plan::{NO_HASH, Plan};
 use crate::random::RandomRows;
 use crate::rows::{SourceRows, element};
+use crate::sentence;
 use crate::stream::{self, Buffer, Loaded, Schedule, Wanted};
 use crate::tokenizer::{self, StoredTokenizer};
 use crate::writer::{self, Content, Job};
@@ -45,6 +47,8 @@ impl Checkpoint {
         }
         let layout = Layout::find(path)?;
         let mut described = family::read_config(&layout.config.display().to_string(), &read_small(&layout.config)?)?;
+        let ends = generation::read_ends(&layout.folder, &mut described.spec)?;
+        let pooling_files = sentence::read_pooling(&layout.folder, &mut described.spec)?;
         let (weights, index) = layout.open()?;
         let mut mapping = mapping::map(&described, &weights)?;
         let tokenizer = tokenizer::load(&layout.folder, described.spec.vocab_size)?;
@@ -58,6 +62,10 @@ impl Checkpoint {
         if !described.left.unknown.is_empty() {
             let names = described.left.unknown.join(", ");
             warnings.push(format!("{}: unknown fields are ignored: {names}", layout.config.display()));
+        }
+        if !mapping.left_out.is_empty() {
+            let names = mapping.left_out.iter().map(|name| shown(name)).collect::<Vec<_>>().join(", ");
+            warnings.push(format!("{}: embeddings do not need and leave out: {names}", layout.folder.display()));
         }
         if let Some(reason) = tokenizer.tokenizer.as_ref().and_then(|t| t.kept.as_ref()) {
             let folder = layout.folder.display();
@@ -73,6 +81,8 @@ impl Checkpoint {
         files.extend(index);
         files.extend(weights.files.iter().cloned());
         files.extend(tokenizer.files);
+        files.extend(pooling_files);
+        files.extend(ends);
         let sources = files.iter().map(|path| unhashed(path)).collect::<Result<_, _>>()?;
         Ok(Self { described, weights, mapping, tokenizer: tokenizer.tokenizer, files, sources, warnings })
     }

@@ -6,7 +6,9 @@
 //! | `checkpoint` | readers of safetensors, torch and GGUF files: which tensor lies where |
 //! | `config` | `config.json`, with no field dropped in silence |
 //! | `family` | one file per family: config to spec, tensor names to roles and orders |
+//! | `generation` | the tokens that end a text |
 //! | `mapping` | every source tensor accounted for |
+//! | `sentence` | how sentence-transformers pools, beside a checkpoint |
 //! | `tokenizer` | `tokenizer.json`, or one built from vocabulary and merges |
 //! | `plan` | what will be written, before any weight is read |
 //! | `stream` | source files, each read once: tensors and checksums |
@@ -27,10 +29,12 @@ mod config;
 mod conversion;
 mod error;
 mod family;
+mod generation;
 mod mapping;
 mod plan;
 mod random;
 mod rows;
+mod sentence;
 mod stream;
 mod tokenizer;
 mod writer;

@@ -118,7 +118,12 @@ impl Plan {
             plan.tokenizer_bytes =
                 Stored::Bytes.bytes(&[tokenizer.bytes.len()]).ok_or("the tokenizer's size overflows")? as u64;
         }
-        let header = header::encode(spec, &plan.provenance(sources.to_vec()), &plan.records(tokenizer))?;
+        let header = header::encode(
+            spec,
+            &plan.provenance(sources.to_vec()),
+            tokenizer.and_then(|t| t.chat.as_ref()),
+            &plan.records(tokenizer),
+        )?;
         plan.file_bytes = header.len() as u64 + bytes_of_tensors + plan.tokenizer_bytes;
         plan.bits_per_weight = bytes_of_tensors as f64 * 8.0 / plan.parameters.max(1) as f64;
         Ok(plan)

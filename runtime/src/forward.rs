@@ -347,7 +347,7 @@ pub fn finish<B: Backend>(
     }
 }
 
-/// The first rows of `out` become the logits of the first `n` rows of `finished`.
+/// The first rows of `out` become the logits of the first `n` rows of `finished`; nothing happens without a head.
 pub fn logits<B: Backend>(
     backend: &mut B,
     model: &Model,
@@ -356,11 +356,12 @@ pub fn logits<B: Backend>(
     out: &mut B::Buffer,
 ) {
     let weights = model.weights();
+    let Some(head) = &weights.head else { return };
     if let (Some(narrow), Some(project)) = (&mut acts.narrow, &weights.head_project) {
         backend.linear(project, finished, 0..n, Epilogue::Store, narrow);
-        backend.linear(&weights.head, narrow, 0..n, Epilogue::Store, out);
+        backend.linear(head, narrow, 0..n, Epilogue::Store, out);
     } else {
-        backend.linear(&weights.head, finished, 0..n, Epilogue::Store, out);
+        backend.linear(head, finished, 0..n, Epilogue::Store, out);
     }
     if let Some(cap) = model.spec().logits.softcap {
         backend.softcap(out, n, cap);

@@ -309,16 +309,16 @@ impl<'a> Calibrator<'a> {
         let window = self.positions.len();
         let mut made = BTreeMap::new();
         // Where rows are as wide as the residual stream, and the final norm gives them.
-        if weights.head_project.is_none() {
-            self.backend.watch(&weights.head)?;
+        if let (Some(head), None) = (&weights.head, &weights.head_project) {
+            self.backend.watch(head)?;
             let mut finished = Buffer::new(window, spec.d_model)?;
             self.each_window(|this, _| {
                 forward::finish(&mut this.backend, model, &this.acts, 0..window, (&mut finished, 0));
-                this.backend.see(&weights.head, &finished, 0..window);
+                this.backend.see(head, &finished, 0..window);
                 Ok(())
             })?;
             let mut work =
-                Work { name: String::new(), weights: decode(&weights.head.weight), fed: self.fed(&weights.head) };
+                Work { name: String::new(), weights: decode(&head.weight), fed: self.fed(head) };
             let mut norm = weights.final_norm.clone();
             // A tied table serves as embedding too, which must stay as it is.
             if let (Head::Untied, true, Some(norm)) = (spec.head, spec.norm.trained != Trained::Nothing, &mut norm) {

@@ -40,6 +40,10 @@ pub(crate) fn measure(
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Vec<Candidate>, ConvertError> {
     let (spec, weights, n) = (model.spec(), model.weights(), ids.len());
+    let Some(head) = &weights.head else {
+        let reason = "is an encoder, which predicts nothing: how much a matrix matters cannot be measured";
+        return Err(ConvertError::container(model.file().path(), reason));
+    };
     let backend = Cpu::new(kernels, threads, spec, n)?;
     let acts = Activations::new(&backend, spec, n)?;
     let cache = KvCache::new(spec, CacheType::F32, n)?;
@@ -65,15 +69,15 @@ pub(crate) fn measure(
         probe.block(layer, i);
         states.push(probe.acts.residual().rows(0..n).to_vec());
     }
-    let expected = probe.predict(&weights.head);
+    let expected = probe.predict(head);
     probe.expected = expected;
 
     // An untied embedding alone; a tied one is measured as both.
     let rounded = rounded(&weights.embedding);
     forward::embed_with(&mut probe.backend, model, &rounded, &mut probe.acts, ids, &probe.positions.clone());
     probe.blocks(0, None);
-    let head = Linear { weight: rounded, bias: weights.head.bias.clone() };
-    let divergence = probe.diverges(if spec.head == Head::Tied { &head } else { &weights.head });
+    let tied = Linear { weight: rounded, bias: head.bias.clone() };
+    let divergence = probe.diverges(if spec.head == Head::Tied { &tied } else { head });
     add("embed.tokens", &weights.embedding, divergence);
     for (i, layer) in weights.layers.iter().enumerate() {
         for (part, (name, linear)) in linears(layer).into_iter().enumerate() {
@@ -82,13 +86,13 @@ pub(crate) fn measure(
             linears_mut(&mut changed)[part].1.weight = self::rounded(&linear.weight);
             probe.acts.residual().rows_mut(0..n).copy_from_slice(&states[i]);
             probe.blocks(i, Some(&changed));
-            add(&format!("layers.{i}.{name}.weight"), &linear.weight, probe.diverges(&weights.head));
+            add(&format!("layers.{i}.{name}.weight"), &linear.weight, probe.diverges(head));
         }
     }
     if spec.head == Head::Untied {
         probe.acts.residual().rows_mut(0..n).copy_from_slice(&states[spec.n_layers]);
-        let head = Linear { weight: self::rounded(&weights.head.weight), bias: weights.head.bias.clone() };
-        add("head.weight", &weights.head.weight, probe.diverges(&head));
+        let changed = Linear { weight: self::rounded(&head.weight), bias: head.bias.clone() };
+        add("head.weight", &head.weight, probe.diverges(&changed));
     }
     Ok(found)
 }
