@@ -1,7 +1,7 @@
 //! Kernels by themselves, on one thread: `cargo bench --bench kernels`.
 //!
 //! Matrix-vector products report bytes of weights per second, to be read against `ceiling/read`; products with many
-//! tokens report multiply-adds per second, against `ceiling/multiply` (q8, q4); encoders report weights per second.
+//! tokens report multiply-adds per second, against `ceiling/multiply` (q8 to q2); encoders report weights per second.
 //! `tidbit bench` measures whole models.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -71,7 +71,7 @@ fn encoders(c: &mut Criterion) {
     let layouts = [("rows", Layout::Rows { starts: &starts }), ("columns", Layout::Columns { first: 0, stride: ROWS })];
     let mut group = c.benchmark_group("encode");
     group.throughput(Throughput::Elements((ROWS * COLS) as u64));
-    for quant in [QuantType::Q8, QuantType::Q4] {
+    for quant in QuantType::INTEGER {
         let mut panels = vec![0; quant.matrix_bytes(ROWS, COLS).expect("a small matrix")];
         for k in kernels::supported().into_iter().filter(|k| k.name() != "scalar") {
             for (name, layout) in layouts {

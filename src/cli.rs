@@ -162,7 +162,7 @@ pub(crate) struct RunArgs {
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct CacheArgs {
     /// Keep keys and values as f32, f16 or q8 (8 bits and a scale for each head) [default: q8 for a model of
-    /// q8 or q4 weights, f16 or f32 for one of those].
+    /// integer weights (q8 to q2), f16 or f32 for one of those].
     #[arg(long = "kv", value_name = "TYPE", value_parser = parse_cache_type)]
     pub(crate) cache_type: Option<CacheType>,
 }

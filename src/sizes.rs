@@ -112,11 +112,11 @@ mod tests {
     fn adds_up_by_type() {
         let q8 = Stored::Matrix(QuantType::Q8);
         let list: [(Stored, &[usize], u64); 4] =
-            [(q8, &[16, 32], 544), (q8, &[16, 32], 544), (Stored::Vector, &[16], 64), (Stored::Bytes, &[1000], 1024)];
+            [(q8, &[16, 32], 640), (q8, &[16, 32], 640), (Stored::Vector, &[16], 64), (Stored::Bytes, &[1000], 1024)];
         let sizes = Sizes::of(list.into_iter());
-        assert_eq!(sizes.rows["q8"], Row { tensors: 2, values: 1024, bytes: 1088 });
-        assert!((sizes.rows["q8"].bits_per_value() - 8.5).abs() < 1e-9);
-        let expected = (1088.0 + 64.0) * 8.0 / 1040.0;
+        assert_eq!(sizes.rows["q8"], Row { tensors: 2, values: 1024, bytes: 1280 });
+        assert!((sizes.rows["q8"].bits_per_value() - 10.0).abs() < 1e-9);
+        let expected = (1280.0 + 64.0) * 8.0 / 1040.0;
         assert!((sizes.bits_per_weight() - expected).abs() < 1e-9, "the tokenizer is no weight");
         assert_eq!(sizes.table().lines().count(), 4);
         assert_eq!(sizes.json().as_array().map(Vec::len), Some(3));

@@ -332,9 +332,50 @@ fn options_out_of_range() {
     }
     fails(&mut run(["-p", "Once", "--ids", "1"]), 2, &["cannot be used with"]);
     fails(&mut run(["--ids", "3584"]), 1, &["3584", "vocabulary"]);
-    fails(&mut tidbit(["convert", "x", "-o", "y", "--quant", "q5"]), 2, &["q5", "q4"]);
+    fails(&mut tidbit(["convert", "x", "-o", "y", "--quant", "q7"]), 2, &["q7", "f32, f16, q8, q6, q5, q4, q3, q2"]);
     fails(&mut tidbit(["convert", "x"]), 2, &["required"]);
     fails(&mut tidbit(["fly"]), 2, &["fly"]);
+}
+
+#[test]
+fn texts_that_cannot_calibrate() {
+    let folder = scratch();
+    let output = scratch();
+    let path = output.path().join("m.tidbit");
+    let mut refused = |checkpoint: &Path, text: &Path, windows: &str, code: i32, parts: &[&str]| {
+        let mut command = tidbit(["convert", "--quant", "q4", "--calibration-windows", windows, "--calibrate"]);
+        fails(command.arg(text).arg(checkpoint).arg("-o").arg(&path), code, parts);
+        assert_eq!(names(output.path()), [] as [&str; 0], "{parts:?}");
+    };
+    let short = ["too short", "one window of 512 tokens"];
+    let empty = write(folder.path(), "empty.txt", b"");
+    refused(&checkpoint(), &empty, "4", 1, &["empty.txt"]);
+    let text = write(folder.path(), "short.txt", &b"Once upon a time. ".repeat(20));
+    refused(&checkpoint(), &text, "4", 1, &["short.txt", short[0], short[1]]);
+    let bytes = write(folder.path(), "bytes.txt", b"Once upon \xff\xfe a time");
+    refused(&checkpoint(), &bytes, "4", 1, &["bytes.txt", "UTF-8"]);
+    refused(&checkpoint(), &folder.path().join("none.txt"), "4", 1, &["none.txt"]);
+    refused(&checkpoint(), folder.path(), "4", 1, &[folder.path().to_str().unwrap()]);
+    let long = write(folder.path(), "long.txt", &b"Once upon a time. ".repeat(300));
+    let llama = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/families/llama-3");
+    refused(&llama, &long, "4", 1, &["long.txt", "no tokenizer"]);
+    fails(tidbit(["convert", "-o", "m", "--calibration-windows", "2"]).arg(checkpoint()), 2, &["--calibrate"]);
+}
+
+#[test]
+fn a_file_of_the_layout_before_is_refused_by_name() {
+    let folder = scratch();
+    let bytes = std::fs::read(model()).unwrap();
+    let at = bytes.windows(11).position(|w| w == b"planes16x4\"").unwrap();
+    // The name is shorter by one byte, and there is one more space at the header's end.
+    let mut old = bytes.clone();
+    old[at..at + 10].copy_from_slice(b"panel16x4\"");
+    let n = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    let end = 8 + usize::try_from(n).unwrap();
+    old.copy_within(at + 11..end, at + 10);
+    old[end - 1] = b' ';
+    let path = write(folder.path(), "old.tidbit", &old);
+    refused_by_each_command(&path, &["old.tidbit", "tidbit.tile", "panel16x4", "planes16x4"]);
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn json_is_a_list_of_runs_that_stand_alone() {
         if cfg!(target_os = "linux") {
             assert!(number(run, "peak_rss_bytes") > 1e6, "{run}");
         }
-        let integer = matches!(run["quant"].as_str(), Some("q8" | "q4"));
+        let integer = matches!(run["quant"].as_str(), Some("q8" | "q6" | "q5" | "q4" | "q3" | "q2"));
         let ceiling = match (run["phase"].as_str().unwrap(), integer) {
             ("decode", _) => {
                 assert!(run["int8_tops"].is_null() && run["n_tokens"] == 3, "{run}");
@@ -179,7 +179,7 @@ fn refuses_options_that_cannot_be() {
         (&["--threads", "1,100000"], &["100000 threads", "1 to 256"]),
         (&["--repetitions", "0"], &["--repetitions is 0"]),
         (&["--prefill", "0", "--decode", "0"], &["--prefill", "--decode", "0"]),
-        (&["--quant", "q4,q5"], &["\"q5\"", "all", "f32, f16, q8, q4"]),
+        (&["--quant", "q4,q7"], &["\"q7\"", "all", "f32, f16, q8, q6, q5, q4, q3, q2"]),
         (&["--prefill", "33"], &["--prefill 33", "32 tokens", "tiny.json"]),
         (&["--decode", "2", "--depth", "0,31"], &["--depth 0,31", "32 tokens"]),
         (&["--depth", "18446744073709551615"], &["--depth 18446744073709551615", "32 tokens"]),

@@ -3,12 +3,16 @@
 mod cli_support;
 
 use cli_support::{checkpoint, fails, json, model, names, scratch, succeeds, tidbit};
+use tidbit_runtime::kernels::{self, Kernels};
+
+/// Every quant type, most precise first.
+const QUANTS: [&str; 8] = ["f32", "f16", "q8", "q6", "q5", "q4", "q3", "q2"];
 
 #[test]
 fn converts_to_every_quant_type() {
     let out = scratch();
     let mut sizes = Vec::new();
-    for quant in ["f32", "f16", "q8", "q4"] {
+    for quant in QUANTS {
         let path = out.path().join(format!("{quant}.tidbit"));
         let mut command = tidbit(["convert", "--json", "--quant", quant]);
         let report = json(command.arg(checkpoint()).arg("-o").arg(&path));
@@ -25,7 +29,35 @@ fn converts_to_every_quant_type() {
         sizes.push(report["file_bytes"].as_u64().unwrap());
     }
     assert!(sizes.is_sorted_by(|a, b| a > b), "{sizes:?}");
-    assert_eq!(names(out.path()).len(), 4, "nothing but the models is left");
+    assert_eq!(names(out.path()).len(), QUANTS.len(), "nothing but the models is left");
+}
+
+#[test]
+fn the_bytes_are_the_same_from_every_instruction_set() {
+    let out = scratch();
+    let path = out.path().join("m.tidbit");
+    let text = out.path().join("text.txt");
+    std::fs::write(&text, "The king went home, and the fox said nothing. ".repeat(60)).unwrap();
+    let isas: Vec<_> = kernels::supported().into_iter().map(Kernels::name).collect();
+    assert_eq!(isas.last(), Some(&"scalar"));
+    let written = |isa: &str, args: &[&str]| {
+        let mut command = tidbit(["convert"]);
+        succeeds(command.arg(checkpoint()).arg("-o").arg(&path).args(args).env("TIDBIT_ISA", isa));
+        std::fs::read(&path).unwrap()
+    };
+    for quant in QUANTS {
+        let expected = written("scalar", &["--quant", quant]);
+        for isa in &isas {
+            assert!(written(isa, &["--quant", quant]) == expected, "{isa} {quant}");
+        }
+    }
+    let calibrate = ["--quant", "q3", "--calibration-windows", "1", "--calibrate", text.to_str().unwrap()];
+    let expected = written("scalar", &calibrate);
+    assert!(expected != written("scalar", &["--quant", "q3"]), "the text was used");
+    for isa in &isas {
+        assert!(written(isa, &calibrate) == expected, "{isa}, calibrated");
+    }
+    assert_eq!(names(out.path()), ["m.tidbit", "text.txt"]);
 }
 
 #[test]
@@ -72,13 +104,15 @@ fn inspects_a_config_that_has_no_weights() {
         (&value["kv_cache_type"], &value["kv_cache_bytes_per_token"]),
         (&"q8".into(), &(4 * 4 * (2 * 64 + 4)).into())
     );
-    assert_eq!(value["predicted"].as_array().unwrap().len(), 4);
+    assert_eq!(value["predicted"].as_array().unwrap().len(), QUANTS.len());
     assert_eq!(value, json(tidbit(["inspect", "--json"]).arg(checkpoint())), "the folder says the same");
 
     // What it predicts is what convert plans, apart from the tokenizer and the list of sources.
-    let plan = json(tidbit(["convert", "--dry-run", "--json", "--quant", "q4"]).arg(checkpoint()));
-    assert_eq!(value["predicted"][3]["quant"], "q4");
-    assert_eq!(value["predicted"][3]["bits_per_weight"], plan["bits_per_weight"]);
+    for (i, quant) in QUANTS.into_iter().enumerate() {
+        let plan = json(tidbit(["convert", "--dry-run", "--json", "--quant", quant]).arg(checkpoint()));
+        assert_eq!(value["predicted"][i]["quant"], quant);
+        assert_eq!(value["predicted"][i]["bits_per_weight"], plan["bits_per_weight"]);
+    }
 }
 
 #[test]

@@ -50,10 +50,17 @@ fn the_bytes_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn each_quant_type_stores_each_role_as_planned() {
-    use QuantType::{F16, F32, Q4, Q8};
-    for (quant, embedding, positions, projection) in
-        [(F32, F32, F32, F32), (F16, F16, F16, F16), (Q8, Q8, F16, Q8), (Q4, Q8, F16, Q4)]
-    {
+    use QuantType::{F16, F32, Q2, Q3, Q4, Q5, Q6, Q8};
+    for (quant, embedding, positions, projection) in [
+        (F32, F32, F32, F32),
+        (F16, F16, F16, F16),
+        (Q8, Q8, F16, Q8),
+        (Q6, Q8, F16, Q6),
+        (Q5, Q8, F16, Q5),
+        (Q4, Q8, F16, Q4),
+        (Q3, Q8, F16, Q3),
+        (Q2, Q8, F16, Q2),
+    ] {
         let folder = tempfile::tempdir().unwrap();
         Fake::gpt2().write(folder.path());
         let (file, report) = converted(folder.path(), quant).unwrap();

@@ -224,6 +224,7 @@ impl Kernels {
                 let args = EncodeArgs {
                     element: source.element,
                     lines,
+                    padding: BLOCK - n_cols,
                     scales: scales.as_mut_ptr(),
                     values: std::ptr::null_mut(),
                 };
@@ -234,7 +235,8 @@ impl Kernels {
             Step::Write(values, mut scales) => {
                 let whole = values.len() >= parts.block_bytes;
                 let out = if whole { values.as_mut_ptr() } else { last.as_mut_ptr() };
-                let args = EncodeArgs { element: source.element, lines, scales: scales.as_mut_ptr(), values: out };
+                let (element, padding) = (source.element, BLOCK - n_cols);
+                let args = EncodeArgs { element, lines, padding, scales: scales.as_mut_ptr(), values: out };
                 // SAFETY: as above; there is room for the values of a block.
                 let fits = unsafe {
                     match quant {

@@ -209,6 +209,8 @@ enum Lines {
 struct EncodeArgs {
     element: Element,
     lines: Lines,
+    /// Columns at the end that are none: zeros that no scale should care for.
+    padding: usize,
     /// 16 scales: written when they are fitted, read when codes are assigned, and nothing to float types.
     scales: *mut f32,
     /// The values of a whole block; nothing when scales are fitted.

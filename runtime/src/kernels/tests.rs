@@ -76,6 +76,19 @@ proptest! {
     }
 
     #[test]
+    fn any_bytes_have_the_same_product_on_every_isa(rows in 1usize..40, cols in 1usize..200, tokens in 1usize..16, seed: u64) {
+        for quant in QuantType::INTEGER {
+            let w = matrix_of(quant, rows, cols, &bytes(quant.matrix_bytes(rows, cols).unwrap(), seed));
+            let x = values(tokens * cols, seed ^ 1);
+            let expected = product(*all().last().unwrap(), &w, &x, tokens, None, Epilogue::Store, 0.0);
+            for k in all() {
+                let found = product(k, &w, &x, tokens, None, Epilogue::Store, 0.0);
+                prop_assert_eq!(bits_but_of_nan(&found), bits_but_of_nan(&expected), "{} {}", k.name(), quant);
+            }
+        }
+    }
+
+    #[test]
     fn products_are_right(rows in 1usize..40, cols in 1usize..200, tokens in 1usize..4, seed: u64) {
         for quant in QuantType::ALL {
             let w = Matrix::encode(quant, rows, cols, &values(rows * cols, seed)).unwrap();
@@ -196,6 +209,67 @@ proptest! {
         let bound = most * ((2.0 * off).exp_m1().min(2.0) + 0.51 / 127.0 + (first + 1) as f32 / 16000.0);
         for (a, b) in found.iter().zip(&exact) {
             prop_assert!((a - b).abs() <= bound, "{a} is not {b} within {bound}");
+        }
+    }
+}
+
+/// Pseudorandom bytes: scales that are NaN, infinite and -128, codes that no encoder writes.
+fn bytes(n: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let next = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..n).map(next).collect()
+}
+
+fn matrix_of(quant: QuantType, rows: usize, cols: usize, data: &[u8]) -> Matrix {
+    Matrix::new(quant, rows, cols, crate::storage::Bytes::copy_from(data)).unwrap()
+}
+
+/// Bits; a NaN is a NaN, whatever its sign and payload.
+fn bits_but_of_nan(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }).collect()
+}
+
+#[test]
+fn extreme_bytes_have_the_same_product_on_every_isa() {
+    let (rows, cols) = (20, 100);
+    for quant in QuantType::INTEGER {
+        let panel = quant.panel_bytes(cols).unwrap();
+        for row_scale in [1.0, -1.0, f32::NAN, f32::INFINITY, f32::MAX, f32::MIN_POSITIVE / 4.0] {
+            for byte in [0, 0x7f, 0x80, 0xff] {
+                // Scales and codes: -128 everywhere, for one.
+                let mut data = vec![byte; quant.matrix_bytes(rows, cols).unwrap()];
+                for panel in data.chunks_exact_mut(panel) {
+                    panel[..64].copy_from_slice(&row_scale.to_le_bytes().repeat(16));
+                }
+                let w = matrix_of(quant, rows, cols, &data);
+                for tokens in [1, 3, 12] {
+                    let x = vec![1.0; tokens * cols];
+                    let expected = product(*all().last().unwrap(), &w, &x, tokens, None, Epilogue::Store, 0.0);
+                    for k in all() {
+                        let found = product(k, &w, &x, tokens, None, Epilogue::Store, 0.0);
+                        assert_eq!(
+                            bits_but_of_nan(&found),
+                            bits_but_of_nan(&expected),
+                            "{} {quant} scales {row_scale}, bytes {byte}, {tokens} tokens",
+                            k.name()
+                        );
+                    }
+                    // Activations of 127 steps are exact, and so are these sums; padding is multiplied by zero.
+                    if row_scale == 1.0 {
+                        let mut row = vec![0.0; cols];
+                        w.decode_row(0, &mut row);
+                        let sum: f64 = row.iter().map(|&v| f64::from(v)).sum();
+                        assert!(
+                            (f64::from(expected[0]) - sum).abs() <= sum.abs() * 1e-5,
+                            "{quant} {byte}: {} not {sum}",
+                            expected[0]
+                        );
+                    }
+                }
+            }
         }
     }
 }

@@ -36,7 +36,7 @@ pub const PANEL_ROWS: usize = 16;
 pub const BLOCK: usize = 32;
 
 /// Identifies the interleaving of panels in the file.
-pub const TILE_ID: &str = "panel16x4";
+pub const TILE_ID: &str = "planes16x4";
 
 /// How the values of a weight matrix are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

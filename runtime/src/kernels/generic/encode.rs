@@ -97,6 +97,8 @@ struct Lookups {
     /// Indices of the entries nearest to magnitudes in quarters of a unit, rounded up: then the boundaries, which are
     /// multiples of half a unit, are exact.
     indices: [Side; 2],
+    /// The square of the entry that stands for zero.
+    zero_squared: i32,
 }
 
 const fn lookups(table: &[i8]) -> Lookups {
@@ -107,7 +109,8 @@ const fn lookups(table: &[i8]) -> Lookups {
         trials[i] = [side(table, true, 4 * TARGETS[i], false), side(table, false, 4 * TARGETS[i], false)];
         i += 1;
     }
-    Lookups { trials, indices }
+    let zero = table[nearest_to_zero(table)] as i32;
+    Lookups { trials, indices, zero_squared: zero * zero }
 }
 
 static Q4: Lookups = lookups(&Q4_CODEBOOK);
@@ -318,7 +321,7 @@ pub(in crate::kernels) unsafe fn fit<S: Simd>(quant: QuantType, args: &EncodeArg
         let largest = magnitudes::<S>(&x);
         let scales = match Search::of(quant) {
             Search::Integers(lowest, highest, trials) => fit_integers::<S>(&x, largest, [lowest, highest], trials),
-            Search::Table(lookups) => fit_table::<S>(&x, largest, lookups),
+            Search::Table(lookups) => fit_table::<S>((&x, args.padding), largest, lookups),
         };
         S::store(args.scales, scales);
         finite
@@ -369,16 +372,18 @@ unsafe fn invert<S: Simd>(x: S::F, least: f32) -> S::F {
 }
 
 #[inline(always)]
-unsafe fn fit_table<S: Simd>(x: &[S::F; BLOCK], largest: S::F, lookups: &Lookups) -> S::F {
+unsafe fn fit_table<S: Simd>((x, padding): (&[S::F; BLOCK], usize), largest: S::F, lookups: &Lookups) -> S::F {
     // SAFETY: the features are the caller's promise.
     unsafe {
         let zero = S::splat(0.0);
         let inverse = S::mul(S::splat(255.0), invert::<S>(largest, LEAST));
         let (magnitudes, signs) = split::<S>(x, inverse, zero);
         let (mut product, mut squares, mut gain) = (zero, S::splat(1.0), zero);
+        // Tables have no zero, so padding would count.
+        let padded = S::splat_i(-(padding as i32 * lookups.zero_squared));
         for trial in &lookups.trials {
             let (up, down) = (Steps::<S>::new(&trial[0]), Steps::<S>::new(&trial[1]));
-            let mut sums = [[S::splat_i(0); 2]; 2];
+            let mut sums = [[S::splat_i(0), padded]; 2];
             for group in 0..GROUPS {
                 let (magnitude, sign) = (magnitudes[group], signs[group]);
                 let (up, down) = (up.at(magnitude), down.at(magnitude));
