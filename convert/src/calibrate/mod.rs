@@ -317,8 +317,7 @@ impl<'a> Calibrator<'a> {
                 this.backend.see(head, &finished, 0..window);
                 Ok(())
             })?;
-            let mut work =
-                Work { name: String::new(), weights: decode(&head.weight), fed: self.fed(head) };
+            let mut work = Work { name: String::new(), weights: decode(&head.weight), fed: self.fed(head) };
             let mut norm = weights.final_norm.clone();
             // A tied table serves as embedding too, which must stay as it is.
             if let (Head::Untied, true, Some(norm)) = (spec.head, spec.norm.trained != Trained::Nothing, &mut norm) {

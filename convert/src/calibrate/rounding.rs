@@ -1,4 +1,4 @@
-//! Rounding with feedback: GPTQ (Frantar et al. 2022) in the form of LDLQ (Chee et al. 2023, "QuIP"), which is the same.
+//! Rounding with feedback: GPTQ (Frantar et al. 2022) in the form of LDLQ (Chee et al. 2023, `QuIP`), which is the same.
 //!
 //! With `H = U D Uᵀ`, columns are rounded one after the other, each after it was moved by what the errors of those before it
 //! make of it: `w_k + sum of (w_j - q_j) U_jk`. The error of the output is then the sum of `D_k` times the squared rounding
