@@ -8,6 +8,7 @@ use std::io::{self, Write};
 
 /// `json.dumps` of Python: a space after every comma and colon, or lines that are indented; no character is escaped that need
 /// not be.
+#[expect(clippy::needless_pass_by_value, reason = "the form that minijinja calls")]
 pub(super) fn to_json(value: Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
     // These change nothing here.
