@@ -32,7 +32,7 @@ pub(crate) const QUANT: QuantType = QuantType::Q8;
 const KEPT: Duration = Duration::from_hours(30 * 24);
 
 /// Kinds of files that a conversion may read.
-const EXTENSIONS: [&str; 5] = ["bin", "gguf", "json", "safetensors", "txt"];
+const EXTENSIONS: [&str; 6] = ["bin", "gguf", "jinja", "json", "safetensors", "txt"];
 
 /// The model file of `path`: itself, or the converted one when `path` is the folder of a checkpoint or a GGUF file.
 ///
@@ -130,7 +130,8 @@ impl Name {
             let entries = std::fs::read_dir(source).map_err(error)?;
             entries.map(|entry| Ok(entry.map_err(error)?.path())).collect::<anyhow::Result<_>>()?
         };
-        for path in paths {
+        // How sentence-transformers pools is said in a folder of its own.
+        for path in paths.into_iter().chain([absolute.join("1_Pooling/config.json")]) {
             let known = path.extension().is_some_and(|e| EXTENSIONS.iter().any(|known| e.eq_ignore_ascii_case(known)));
             // Follows links, as a download of a model hub has them. A broken one may be an unused one.
             if known && let Ok(about) = path.metadata() {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::sampler::SamplerOptions;
 use tidbit_runtime::session::CacheType;
+use tidbit_runtime::spec::PoolingKind;
 use tidbit_runtime::speculate::MAX_GUESSES;
 
 /// Most guesses of a step, unless told otherwise.
@@ -36,6 +37,7 @@ Environment:
 pub(crate) enum Command {
     Convert(ConvertArgs),
     Run(RunArgs),
+    Embed(EmbedArgs),
     Inspect(InspectArgs),
     #[command(visible_alias = "perplexity")]
     Eval(EvalArgs),
@@ -63,12 +65,20 @@ pub(crate) struct ConvertArgs {
     /// How weights are stored: f32, f16, q8 (8.25 bits), q6, q5, q4, q3 or q2 (embedding and head stay at q8).
     #[arg(long, value_name = "TYPE", default_value = "q8", value_parser = parse_quant)]
     pub(crate) quant: QuantType,
-    /// Round weights so that what the model makes of this text changes least: slower, better.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) calibrate: Option<PathBuf>,
-    /// Windows of 512 tokens of it to use, at most.
-    #[arg(long, value_name = "N", default_value_t = 64, requires = "calibrate")]
+    /// Round weights so that what the model makes of a text changes least: slower, better. Without a file, of a text that
+    /// comes with the program (then give the option last).
+    #[arg(long, value_name = "TEXT", conflicts_with = "dry_run")]
+    #[expect(clippy::option_option, reason = "absent, without a value, with one")]
+    pub(crate) calibrate: Option<Option<PathBuf>>,
+    /// Windows of 512 tokens of that text to use, at most.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     pub(crate) calibration_windows: usize,
+    /// Give each matrix the bits that it needs for a file of this size, such as 60MB. Calibrates.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with_all = ["quant", "target_bpw", "dry_run"])]
+    pub(crate) target_size: Option<u64>,
+    /// The same for so many bits per weight, all tensors counted.
+    #[arg(long, value_name = "BITS", conflicts_with_all = ["quant", "dry_run"])]
+    pub(crate) target_bpw: Option<f64>,
     /// Print what would be written, and write nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -90,6 +100,7 @@ Examples:
   tidbit run gpt2-mini.tidbit --prompt-file story.txt --stop \"THE END\" --quiet > out.txt
   echo \"Once upon a time\" | tidbit run gpt2-mini.tidbit --json
   tidbit run gpt2-mini.tidbit -i
+  tidbit run --chat SmolLM2-135M-Instruct.Q4_1.gguf -p \"Why is the sky blue?\"
   tidbit run gpt2-mini.tidbit --prompt-file code.txt --temperature 0 --speculate lookup
 
 Exit code: 0 when the text ended by itself, 1 after an error, 2 for a wrong option, 130 after Ctrl-C.")]
@@ -105,6 +116,13 @@ pub(crate) struct RunArgs {
     /// Stop before this text; may be given several times.
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
+    /// Talk with a model that was trained to answer: the prompt is a message, written into the model's chat template. Without
+    /// a prompt, each line of stdin is one, and the conversation goes on.
+    #[arg(long, conflicts_with = "ids")]
+    pub(crate) chat: bool,
+    /// What a conversation begins with.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
     /// Go on after the token that ends a text.
     #[arg(long)]
     pub(crate) ignore_eos: bool,
@@ -195,6 +213,42 @@ pub(crate) struct SamplingArgs {
     pub(crate) seed: Option<u64>,
 }
 
+/// Turn texts into vectors.
+///
+/// One vector a line, in order of the texts. Encoders (such as BERT) are made for it and say how to pool; a decoder's
+/// hidden states are averaged. Given the folder of a checkpoint, `embed` converts it as `run` does.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tidbit embed minilm.tidbit \"The cat sits on the mat.\" \"A feline rests.\"
+  tidbit embed minilm.tidbit --file sentences.txt > vectors.txt
+  tidbit embed minilm.tidbit --file sentences.txt --json")]
+pub(crate) struct EmbedArgs {
+    /// Model file, or folder of a checkpoint.
+    pub(crate) model: PathBuf,
+    /// Texts; without any, and without --file, each line of stdin is one.
+    #[arg(value_name = "TEXT", conflicts_with = "file")]
+    pub(crate) texts: Vec<String>,
+    /// Each line of this file is a text; `-` is stdin.
+    #[arg(long, value_name = "LINES")]
+    pub(crate) file: Option<PathBuf>,
+    /// Which hidden states make the vector: the mean of all, the first (cls) or the last [default: as the model says].
+    #[arg(long, value_name = "mean|cls|last", value_parser = parse_pooling)]
+    pub(crate) pooling: Option<PoolingKind>,
+    /// Leave the vector as long as it is, where the model says to divide it by its length.
+    #[arg(long)]
+    pub(crate) no_normalize: bool,
+    /// Leave out the end of texts that are too long, instead of failing.
+    #[arg(long)]
+    pub(crate) truncate: bool,
+    /// Threads [default: all cores].
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Show what a model is made of.
 ///
 /// Takes a model file, the folder of a checkpoint, or a bare `config.json`; for the last two it predicts
@@ -270,6 +324,22 @@ pub(crate) struct EvalArgs {
     pub(crate) json: bool,
 }
 
+/// A number of bytes: `60MB`, `1.5GB`, `800kB`, or plain.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        other => return Err(format!("unit is \"{other}\", expected kB, MB or GB")),
+    };
+    match digits.trim().parse::<f64>() {
+        Ok(n) if n > 0.0 && n * unit < 1e18 => Ok((n * unit) as u64),
+        _ => Err("expected a size above 0, such as 60MB".into()),
+    }
+}
+
 fn parse_quant(name: &str) -> Result<QuantType, String> {
     QuantType::from_name(name)
         .ok_or_else(|| format!("expected one of {}", QuantType::ALL.map(QuantType::name).join(", ")))
@@ -282,6 +352,11 @@ fn parse_speculate(text: &str) -> Result<usize, String> {
         Ok(most) if kind == "lookup" && (1..=MAX_GUESSES).contains(&most) => Ok(most),
         _ => Err(format!("expected lookup, or lookup:N with N from 1 to {MAX_GUESSES}")),
     }
+}
+
+fn parse_pooling(name: &str) -> Result<PoolingKind, String> {
+    PoolingKind::from_name(name)
+        .ok_or_else(|| format!("expected one of {}", PoolingKind::ALL.map(PoolingKind::name).join(", ")))
 }
 
 fn parse_cache_type(name: &str) -> Result<CacheType, String> {

@@ -47,8 +47,8 @@ pub(crate) struct Limits<'a> {
     pub(crate) n_tokens: usize,
     /// Stop texts.
     pub(crate) stop: &'a [String],
-    /// Do not end at the tokens that end a text.
-    pub(crate) ignore_eos: bool,
+    /// Tokens that end a text.
+    pub(crate) ends: &'a [u32],
 }
 
 /// What came of it.
@@ -117,7 +117,6 @@ pub(crate) fn generate(
 ) -> anyhow::Result<Generation> {
     let Generator { session, tokenizer, sampler, steps } = generator;
     let caught = Catch::new(session.cancel_flag())?;
-    let eos = if limits.ignore_eos { Vec::new() } else { session.model().spec().eos_ids.clone() };
     let mut decoder = tokenizer.map_or(Decoder::Ids, |t| Decoder::Text(t.stream()));
     let mut stop = StopMatcher::new(limits.stop);
     let mut done = Generation {
@@ -146,7 +145,7 @@ pub(crate) fn generate(
             } else {
                 done.decode = (done.decode.0 + 1, now - started);
             }
-            if eos.contains(&id) {
+            if limits.ends.contains(&id) {
                 return ControlFlow::Break(Ok(Finish::Eos));
             }
             done.ids.push(id);

@@ -7,6 +7,7 @@
 
 mod bench;
 mod cache;
+mod chat;
 mod cli;
 mod commands;
 mod failure;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let result = match cli::Cli::parse().command {
         cli::Command::Convert(args) => commands::convert::run(&args),
         cli::Command::Run(args) => commands::run::run(&args),
+        cli::Command::Embed(args) => commands::embed::run(&args),
         cli::Command::Inspect(args) => commands::inspect::run(&args),
         cli::Command::Eval(args) => commands::eval::run(&args),
         cli::Command::Bench(args) => bench::run(&args),

@@ -63,6 +63,12 @@ pub(crate) struct Conversion {
 }
 
 impl tidbit_convert::Progress for Conversion {
+    fn measured(&mut self, done: usize, all: usize) {
+        let template = "{pos}/{len} matrices, {eta}";
+        let progress = self.progress.get_or_insert_with(|| Progress::new("measuring", template, all as u64));
+        progress.advance((done as u64).saturating_sub(progress.done), "");
+    }
+
     fn begin(&mut self, total_bytes: u64, tensors: usize) {
         let progress = Progress::new("converting", "{decimal_bytes}/{decimal_total_bytes} {msg}", total_bytes);
         if progress.bar.is_none() {

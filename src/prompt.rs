@@ -8,6 +8,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use tidbit_runtime::error::SessionError;
 use tidbit_runtime::session::Model;
+use tidbit_runtime::spec::Head;
 use tidbit_runtime::tokenizer::Tokenizer;
 
 /// A prompt as the user gave it.
@@ -52,9 +53,38 @@ pub(crate) fn tokenizer(model: &Model) -> anyhow::Result<Option<&Tokenizer>> {
     Ok(tokenizer)
 }
 
+/// Refuses a model that only makes embeddings.
+///
+/// # Errors
+/// When it has no head.
+pub(crate) fn check_writes(model: &Model) -> anyhow::Result<()> {
+    if model.spec().head != Head::None {
+        return Ok(());
+    }
+    let path = model.file().path().display();
+    Err(anyhow!("{path}: {}", SessionError::NoHead).hint(format!("tidbit embed {path} TEXT")))
+}
+
 /// The error of a model that cannot read text.
 pub(crate) fn no_tokenizer(path: &Path) -> anyhow::Error {
     anyhow!("{}: the model has no tokenizer", path.display())
+}
+
+/// Refuses a prompt that does not fit.
+///
+/// # Errors
+/// When it has more tokens than the context holds.
+pub(crate) fn check_length(ids: &[u32], model: &Model, context: usize) -> anyhow::Result<()> {
+    if ids.len() <= context {
+        return Ok(());
+    }
+    let most = model.spec().context_length;
+    let error = anyhow!("the prompt has {} tokens, the context holds {context}", ids.len());
+    Err(if ids.len() <= most {
+        error.hint(format!("this model takes --ctx up to {most}"))
+    } else {
+        error.hint(format!("shorten the prompt: this model takes at most {most} tokens"))
+    })
 }
 
 /// The tokens of a prompt, at least one and no more than the context holds.
@@ -77,14 +107,6 @@ pub(crate) fn tokens(
     if ids.is_empty() {
         return Err(SessionError::EmptyPrompt.hint("give a text with -p TEXT, or a token with --ids"));
     }
-    if ids.len() > context {
-        let most = model.spec().context_length;
-        let error = anyhow!("the prompt has {} tokens, the context holds {context}", ids.len());
-        return Err(if ids.len() <= most {
-            error.hint(format!("this model takes --ctx up to {most}"))
-        } else {
-            error.hint(format!("shorten the prompt: this model takes at most {most} tokens"))
-        });
-    }
+    check_length(&ids, model, context)?;
     Ok(ids)
 }

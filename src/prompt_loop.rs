@@ -1,12 +1,13 @@
-//! `run -i`: lines from stdin, each continued by the model within one session.
+//! `run -i` and `run --chat`: lines from stdin, each continued or answered by the model within one session.
 
+use crate::chat::Conversation;
 use crate::generate::{Finish, Generation, Generator, Limits, generate};
 use crate::output::{note, print};
 use std::io::{BufRead, IsTerminal};
 use tidbit_runtime::tokenizer::Tokenizer;
 
 /// Reads lines until `/quit` or the end of stdin. The session goes on from line to line; `/reset`
-/// empties it. Ctrl-C stops an answer, and at the prompt ends the process.
+/// empties it. Ctrl-C stops an answer, and at the prompt ends the process. In a conversation a line is a message.
 ///
 /// `after` is called with what each line brought.
 ///
@@ -14,15 +15,17 @@ use tidbit_runtime::tokenizer::Tokenizer;
 /// What the session answers, or when stdin cannot be read.
 pub(crate) fn prompt_loop(
     generator: &mut Generator<'_>,
-    tokenizer: &Tokenizer,
+    (tokenizer, mut chat): (&Tokenizer, Option<&mut Conversation<'_>>),
     limits: &Limits<'_>,
     mut after: impl FnMut(&Generation),
 ) -> anyhow::Result<()> {
     let is_terminal = std::io::stdin().is_terminal();
     if is_terminal {
-        note(format_args!("each line goes on where the last answer stopped; /reset starts afresh, /quit ends"));
+        let what =
+            if chat.is_some() { "each line is a message" } else { "each line goes on where the last answer stopped" };
+        note(format_args!("{what}; /reset starts afresh, /quit ends"));
     }
-    let mut history = Vec::new();
+    let mut history: Vec<u32> = Vec::new();
     let mut lines = std::io::stdin().lock().lines();
     loop {
         if is_terminal {
@@ -37,19 +40,32 @@ pub(crate) fn prompt_loop(
                 generator.session.rewind(0);
                 generator.steps.clear();
                 history.clear();
+                if let Some(chat) = &mut chat {
+                    chat.clear();
+                }
                 continue;
             }
             _ => {}
         }
-        let ids = tokenizer.encode(&line)?;
-        let needed = history.len() + ids.len();
+        let text = match &mut chat {
+            None => [&history[..], &tokenizer.encode(&line)?].concat(),
+            Some(chat) => chat.ask(&line)?,
+        };
         let context = generator.session.context();
-        if needed > context {
+        if text.len() > context {
+            let needed = text.len();
             note(format_args!("note: {needed} tokens do not fit the context of {context}; /reset starts afresh"));
+            if let Some(chat) = &mut chat {
+                chat.take_back();
+            }
             continue;
         }
-        history.extend_from_slice(&ids);
+        go_on(generator, &history, &text);
+        history = text;
         let done = generate(generator, &mut history, limits, true)?;
+        if let Some(chat) = &mut chat {
+            chat.answered(&done.text);
+        }
         if !done.text.ends_with('\n') {
             print("\n")?;
         }
@@ -59,4 +75,15 @@ pub(crate) fn prompt_loop(
         after(&done);
     }
     if is_terminal { print("\n") } else { Ok(()) }
+}
+
+/// Makes the session forget what of `before` is not the start of `text`: in a conversation, tokens of an answer that the tokenizer
+/// would not have taken for its text. Mostly there are none, and only what is new is run.
+fn go_on(generator: &mut Generator<'_>, before: &[u32], text: &[u32]) {
+    let common = before.iter().zip(text).take_while(|(a, b)| a == b).count();
+    if common < before.len() {
+        // One token at least is run, for its logits.
+        generator.session.rewind(common.min(text.len().saturating_sub(1)));
+        generator.steps.clear();
+    }
 }

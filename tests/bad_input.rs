@@ -162,7 +162,7 @@ fn bit_flipped_data_is_found_by_verify() {
 
 /// A model with this spec and these records; all its data are zeros.
 fn forged(spec: &Spec, records: &[(String, TensorRecord)]) -> Vec<u8> {
-    let mut bytes = header::encode(spec, &header::Provenance::default(), records).unwrap();
+    let mut bytes = header::encode(spec, &header::Provenance::default(), None, records).unwrap();
     let data: usize = records.iter().map(|(_, r)| r.stored.bytes(&r.shape).unwrap()).sum();
     bytes.resize(bytes.len() + data, 0);
     bytes
@@ -347,7 +347,7 @@ fn texts_that_cannot_calibrate() {
         fails(command.arg(text).arg(checkpoint).arg("-o").arg(&path), code, parts);
         assert_eq!(names(output.path()), [] as [&str; 0], "{parts:?}");
     };
-    let short = ["too short", "one window of 512 tokens"];
+    let short = ["tokens, expected", "one window of 512"];
     let empty = write(folder.path(), "empty.txt", b"");
     refused(&checkpoint(), &empty, "4", 1, &["empty.txt"]);
     let text = write(folder.path(), "short.txt", &b"Once upon a time. ".repeat(20));
@@ -359,7 +359,8 @@ fn texts_that_cannot_calibrate() {
     let long = write(folder.path(), "long.txt", &b"Once upon a time. ".repeat(300));
     let llama = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/families/llama-3");
     refused(&llama, &long, "4", 1, &["long.txt", "no tokenizer"]);
-    fails(tidbit(["convert", "-o", "m", "--calibration-windows", "2"]).arg(checkpoint()), 2, &["required"]);
+    fails(tidbit(["convert", "-o", "m", "--target-size", "60MX"]).arg(checkpoint()), 2, &["60MX", "kB, MB or GB"]);
+    fails(tidbit(["convert", "-o", "m", "--target-bpw", "4", "--quant", "q4"]).arg(checkpoint()), 2, &["--quant"]);
 }
 
 #[test]

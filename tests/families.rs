@@ -6,17 +6,23 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use tidbit_convert::{Checkpoint, Options, convert, supported_families};
+use tidbit_runtime::embed::Embedder;
+use tidbit_runtime::engine::{Engine, EngineOptions, Feed};
 use tidbit_runtime::quant::QuantType;
+use tidbit_runtime::sequence::{Sequence, SequenceOptions};
 use tidbit_runtime::session::{Model, Session, SessionOptions};
 use tidbit_runtime::spec::{
-    Activation, Head, NormKind, Pairs, Place, Position, QkNormOver, Residual, RotaryScaling, Spec,
+    Activation, Head, NormKind, Pairs, Place, Pooling, PoolingKind, Position, QkNormOver, Residual, RotaryScaling, Spec,
 };
 
 /// Differences allowed, as a part of the logits' standard deviation. The two forms of GELU differ by 6e-4 on these models.
 const ALLOWED: f64 = 1e-4;
 
 /// Checkpoints of families that are not supported yet.
-const NOT_YET: [&str; 6] = ["bert", "flan-t5", "minilm", "roberta", "t5", "t5-tied-gated"];
+const NOT_YET: [&str; 3] = ["flan-t5", "t5", "t5-tied-gated"];
+
+/// Checkpoints of encoders.
+const ENCODERS: [&str; 3] = ["bert", "minilm", "roberta"];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/families")
@@ -55,28 +61,67 @@ fn deviation(x: &[f32]) -> f64 {
     (x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / x.len() as f64).sqrt()
 }
 
+fn ids_of(file: &SafeTensors<'_>, name: &str) -> Vec<u32> {
+    let bytes = file.tensor(name).unwrap();
+    bytes.data().chunks_exact(8).map(|b| u32::try_from(i64::from_le_bytes(b.try_into().unwrap())).unwrap()).collect()
+}
+
+/// The largest difference of an encoder from the reference in standard deviations: of hidden states, and of embeddings.
+fn differences_of_encoder(path: &Path) -> (Model, [f64; 2]) {
+    let model = converted(path);
+    let bytes = std::fs::read(path.join("expected.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let (mut of_hidden, mut of_pooled) = (0f64, 0f64);
+    let options = EngineOptions { threads: Some(2), max_batch: None };
+    let mut engine = Engine::new(&model, &options).unwrap();
+    let embedder = |kind| {
+        let pooling = Pooling { kind, ..Pooling::default() };
+        Embedder::new(&model, &options).unwrap().with_pooling(pooling)
+    };
+    let lengths = [1, 9, 40];
+    let texts = lengths.map(|n| ids_of(&file, &format!("ids_{n}")));
+    for (n, ids) in lengths.into_iter().zip(&texts) {
+        let expected = floats(&file, &format!("hidden_{n}")).unwrap();
+        let (d_model, unit) = (model.spec().d_model, deviation(&expected));
+        assert_eq!(expected.len(), n * d_model);
+        let mut sequence = Sequence::new(&model, &SequenceOptions::default()).unwrap();
+        let visit = |_, token: usize, hidden: &[f32]| {
+            of_hidden = of_hidden.max(largest(hidden, &expected[token * d_model..], unit));
+        };
+        engine.each_hidden(&mut [Feed::new(&mut sequence, ids)], visit).unwrap();
+    }
+    for kind in [PoolingKind::Mean, PoolingKind::Cls] {
+        // Together, as texts of different lengths are; then alone, with the same bits.
+        let found = embedder(kind).embed(&texts).unwrap();
+        for ((n, ids), found) in lengths.into_iter().zip(&texts).zip(&found) {
+            let expected = floats(&file, &format!("{}_{n}", kind.name())).unwrap();
+            let unit = deviation(&floats(&file, &format!("hidden_{n}")).unwrap());
+            of_pooled = of_pooled.max(largest(found, &expected, unit));
+            assert_eq!(embedder(kind).embed(std::slice::from_ref(ids)).unwrap(), std::slice::from_ref(found));
+        }
+    }
+    (model, [of_hidden, of_pooled])
+}
+
+/// The largest difference in `unit`s.
+fn largest(found: &[f32], expected: &[f32], unit: f64) -> f64 {
+    let pairs = found.iter().zip(expected);
+    // A NaN must not pass for a small difference.
+    pairs.map(|(a, b)| f64::from((a - b).abs()) / unit).fold(0.0, |most, d| if d <= most { most } else { d })
+}
+
 /// The largest difference from the reference in standard deviations: of one pass, and token by token.
 fn differences(path: &Path) -> (Model, [f64; 2]) {
     let model = converted(path);
     let bytes = std::fs::read(path.join("expected.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let ids: Vec<u32> = file
-        .tensor("ids")
-        .unwrap()
-        .data()
-        .chunks_exact(8)
-        .map(|b| u32::try_from(i64::from_le_bytes(b.try_into().unwrap())).unwrap())
-        .collect();
+    let ids = ids_of(&file, "ids");
     // With dynamic scaling transformers differs from itself; token by token is what depends on the text alone.
     let expected = floats(&file, "logits_steps").or_else(|| floats(&file, "logits")).unwrap();
     let vocab_size = model.spec().vocab_size;
     assert_eq!(expected.len(), ids.len() * vocab_size);
     let unit = deviation(&expected);
-    let difference = |token: usize, found: &[f32]| {
-        let pairs = found.iter().zip(&expected[token * vocab_size..]);
-        // A NaN must not pass for a small difference.
-        pairs.map(|(a, b)| f64::from((a - b).abs()) / unit).fold(0.0, |most, d| if d <= most { most } else { d })
-    };
+    let difference = |token: usize, found: &[f32]| largest(found, &expected[token * vocab_size..], unit);
     let options = SessionOptions { context: Some(ids.len()), threads: Some(2), ..SessionOptions::default() };
     let (mut at_once, mut by_token) = (0f64, 0f64);
     let mut session = Session::new(&model, &options).unwrap();
@@ -89,12 +134,14 @@ fn differences(path: &Path) -> (Model, [f64; 2]) {
 }
 
 #[test]
-fn logits_are_those_of_transformers() {
+fn logits_and_hidden_states_are_those_of_transformers() {
     let mut wrong = Vec::new();
     let mut proven: BTreeMap<String, Vec<(String, Spec)>> = BTreeMap::new();
     for (name, path) in fixtures() {
-        let (model, found) = differences(&path);
-        println!("{name:<20} {:.1e} at once, {:.1e} by token", found[0], found[1]);
+        let encoder = ENCODERS.contains(&name.as_str());
+        let (model, found) = if encoder { differences_of_encoder(&path) } else { differences(&path) };
+        let what = if encoder { ["hidden states", "embeddings"] } else { ["at once", "by token"] };
+        println!("{name:<20} {:.1e} {}, {:.1e} {}", found[0], what[0], found[1], what[1]);
         if !found.iter().all(|d| *d <= ALLOWED) {
             wrong.push(format!("{name}: {found:?}"));
         }
@@ -116,8 +163,8 @@ fn table(proven: &BTreeMap<String, Vec<(String, Spec)>>) -> String {
         "# Architectures\n\n\
          Families of checkpoints that `tidbit convert` reads, in Hugging Face layout. Each variant below is a tiny random checkpoint\n\
          made by transformers (`tests/families`); Tidbit's f32 logits equal its logits at every position, to one part in ten\n\
-         thousand of their standard deviation, all at once and token by token. This page is written by that test\n\
-         (`UPDATE=1 cargo test --test families`).\n\n\
+         thousand of their standard deviation, all at once and token by token. Of encoders, hidden states and embeddings do. This\n\
+         page is written by that test (`UPDATE=1 cargo test --test families`).\n\n\
          A family is one file in `convert/src/family`, made of parts that the runtime has; the runtime knows no family.\n\n\
          | family (`model_type`) | architectures | shown with | parts |\n|---|---|---|---|\n",
     );
@@ -167,6 +214,9 @@ fn parts_of(spec: &Spec) -> Vec<String> {
     }
     if let Some(window) = &a.window {
         add(if window.layers.is_some() { "window in some layers" } else { "window" });
+    }
+    if !a.causal {
+        add("attention to the whole text");
     }
     if a.n_kv_heads == 1 && a.n_heads > 1 {
         add("multi-query");
@@ -225,6 +275,7 @@ fn parts_of(spec: &Spec) -> Vec<String> {
     match spec.head {
         Head::Tied => add("tied head"),
         Head::Untied => {}
+        Head::None => add("no head: embeddings"),
     }
     if spec.logits.bias {
         add("head bias");

@@ -4,18 +4,20 @@ use crate::calibrate::{self, Calibrator};
 use crate::checkpoint::{Layout, Weights, gguf, read_range, read_small};
 use crate::error::{ConvertError, shown};
 use crate::family::{self, Described};
+use crate::generation;
 use crate::mapping::{self, Mapped, Mapping, Part};
 use crate::plan::{NO_HASH, Plan};
 use crate::random::RandomRows;
 use crate::rows::{SourceRows, element};
+use crate::sentence;
 use crate::stream::{self, Buffer, Loaded, Schedule, Wanted};
 use crate::tokenizer::{self, StoredTokenizer};
 use crate::writer::{self, Content, Job};
-use crate::{Calibration, Cancel, Options, Progress, Report};
+use crate::{Calibration, Cancel, Options, Progress, Report, Target};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use tidbit_runtime::format::SourceFile;
+use tidbit_runtime::format::{SourceFile, Stored};
 use tidbit_runtime::kernels;
 use tidbit_runtime::model::Model;
 use tidbit_runtime::quant::QuantType;
@@ -45,6 +47,8 @@ impl Checkpoint {
         }
         let layout = Layout::find(path)?;
         let mut described = family::read_config(&layout.config.display().to_string(), &read_small(&layout.config)?)?;
+        let ends = generation::read_ends(&layout.folder, &mut described.spec)?;
+        let pooling_files = sentence::read_pooling(&layout.folder, &mut described.spec)?;
         let (weights, index) = layout.open()?;
         let mut mapping = mapping::map(&described, &weights)?;
         let tokenizer = tokenizer::load(&layout.folder, described.spec.vocab_size)?;
@@ -58,6 +62,10 @@ impl Checkpoint {
         if !described.left.unknown.is_empty() {
             let names = described.left.unknown.join(", ");
             warnings.push(format!("{}: unknown fields are ignored: {names}", layout.config.display()));
+        }
+        if !mapping.left_out.is_empty() {
+            let names = mapping.left_out.iter().map(|name| shown(name)).collect::<Vec<_>>().join(", ");
+            warnings.push(format!("{}: embeddings do not need and leave out: {names}", layout.folder.display()));
         }
         if let Some(reason) = tokenizer.tokenizer.as_ref().and_then(|t| t.kept.as_ref()) {
             let folder = layout.folder.display();
@@ -73,6 +81,8 @@ impl Checkpoint {
         files.extend(index);
         files.extend(weights.files.iter().cloned());
         files.extend(tokenizer.files);
+        files.extend(pooling_files);
+        files.extend(ends);
         let sources = files.iter().map(|path| unhashed(path)).collect::<Result<_, _>>()?;
         Ok(Self { described, weights, mapping, tokenizer: tokenizer.tokenizer, files, sources, warnings })
     }
@@ -259,13 +269,14 @@ pub fn convert(
     Ok(Report { plan, file_bytes })
 }
 
-/// Converts a checkpoint with data: [`Calibration::text`] runs through the model block by block, and every matrix is rounded so that what it
-/// gives changes least. An f32 copy of the model stands beside the output meanwhile.
+/// Converts a checkpoint with data: a text runs through the model block by block, and every matrix is rounded so that what it
+/// gives changes least. With a [`Target`], each gets the bits that it needs. An f32 copy of the model stands beside the output
+/// meanwhile.
 ///
 /// The bytes depend on neither the number of threads nor the instruction set.
 ///
 /// # Errors
-/// As [`convert`]; and when there is no tokenizer, or the text is too short.
+/// As [`convert`]; and when there is no tokenizer, the text is too short, or the target cannot be met.
 pub fn convert_calibrated(
     checkpoint: &Checkpoint,
     output: &Path,
@@ -274,7 +285,6 @@ pub fn convert_calibrated(
 ) -> Result<Report, ConvertError> {
     let cancel = Cancel(options.cancel.as_deref());
     writer::check_output(output, checkpoint.files.iter().map(PathBuf::as_path))?;
-    let plan = checkpoint.plan(options.quant)?;
     let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let exact =
         tempfile::Builder::new().prefix(".calibration.").tempdir_in(folder).map_err(ConvertError::io(output))?;
@@ -282,30 +292,89 @@ pub fn convert_calibrated(
     let as_is = Options { quant: QuantType::F32, cancel: options.cancel.clone() };
     convert(checkpoint, &path, &as_is, &mut ())?;
     let model = Model::open(&path)?;
-    let text = |reason: String| ConvertError::container(&calibration.name, reason);
-    let tokenizer = model.tokenizer().map_err(|e| text(e.to_string()))?;
-    let Some(tokenizer) = tokenizer else { return Err(text("the checkpoint has no tokenizer to read it with".into())) };
-    let ids = tokenizer.encode(&calibration.text).map_err(|e| text(e.to_string()))?;
-    let window = calibrate::WINDOW.min(model.spec().max_context());
-    let ids = &ids[..ids.len().min(calibration.windows.saturating_mul(window)) / window * window];
-    if ids.is_empty() {
-        return Err(text(format!("too short to calibrate with: less than one window of {window} tokens")));
+    let (ids, window) = windows(&model, calibration)?;
+    let device = (kernels::active()?, rayon::current_num_threads());
+
+    let mut plan = checkpoint.plan(options.quant)?;
+    if let Some(target) = calibration.target {
+        let probe = &ids[..ids.len().min(PROBE_TOKENS).min(window)];
+        let step = |done, all| progress.measured(done, all);
+        let candidates = calibrate::measure((&model, &plan), probe, device, cancel, step)?;
+        plan = checkpoint.plan_within(output, (options.quant, target), &candidates, &plan)?;
     }
-    let kernels = kernels::active()?;
-    let threads = rayon::current_num_threads();
-    let mut tensors = Calibrator::new((&model, &plan), (ids, window), (kernels, threads), cancel)?;
+    let mut tensors = Calibrator::new((&model, &plan), (&ids, window), device, cancel)?;
     let sources = model.file().provenance().sources.clone();
     let job = Job {
         spec: checkpoint.spec(),
         plan: &plan,
         tokenizer: checkpoint.tokenizer.as_ref(),
         sources: sources.clone(),
-        kernels,
+        kernels: device.0,
         cancel,
     };
     let file_bytes = writer::write(job, output, progress, &mut tensors, || Ok(sources))?;
     drop(tensors);
     Ok(Report { plan, file_bytes })
+}
+
+/// Tokens on which it is measured how much each matrix matters.
+const PROBE_TOKENS: usize = 512;
+
+/// The text in whole windows, and their length.
+fn windows(model: &Model, calibration: &Calibration) -> Result<(Vec<u32>, usize), ConvertError> {
+    let error = |reason: String| ConvertError::container(&calibration.name, reason);
+    let tokenizer = model.tokenizer().map_err(|e| error(e.to_string()))?;
+    let Some(tokenizer) = tokenizer else {
+        return Err(error("the checkpoint has no tokenizer to read it with".into()));
+    };
+    let mut ids = tokenizer.encode(&calibration.text).map_err(|e| error(e.to_string()))?;
+    let window = calibrate::WINDOW.min(model.spec().max_context());
+    if ids.len() < window {
+        return Err(error(format!("has {} tokens, expected at least one window of {window}", ids.len())));
+    }
+    if calibration.windows == 0 {
+        return Err(error("at most 0 windows of it, expected at least one".into()));
+    }
+    ids.truncate(ids.len().min(calibration.windows.saturating_mul(window)) / window * window);
+    Ok((ids, window))
+}
+
+impl Checkpoint {
+    /// The plan that meets a target: how many bits each matrix gets is chosen by how much it matters.
+    fn plan_within(
+        &self,
+        output: &Path,
+        (quant, target): (QuantType, Target),
+        candidates: &[calibrate::Candidate],
+        uniform: &Plan,
+    ) -> Result<Plan, ConvertError> {
+        let error = |e: String| ConvertError::output(output, e);
+        let matrices: u64 = candidates.iter().map(|c| uniform.tensors[c.tensor].bytes).sum();
+        let all: u64 = uniform.tensors.iter().map(|t| t.bytes).sum();
+        // What is in the file beside these, and what counts of it.
+        let (beside, asked) = match target {
+            Target::FileBytes(bytes) => (uniform.file_bytes - matrices, bytes),
+            Target::BitsPerWeight(bits) => (all - matrices, (bits * uniform.parameters as f64 / 8.0) as u64),
+        };
+        let Some(types) = asked.checked_sub(beside).and_then(|room| calibrate::allocate(candidates, room)) else {
+            let least = beside + calibrate::least_bytes(candidates);
+            return Err(error(match target {
+                Target::FileBytes(bytes) => format!("cannot be as small as {bytes} bytes, the least is {least}"),
+                Target::BitsPerWeight(bits) => {
+                    let least = least as f64 * 8.0 / uniform.parameters as f64;
+                    format!(
+                        "cannot have as few as {bits} bits per weight, the least is {:.3}",
+                        (least * 1e3).ceil() / 1e3
+                    )
+                }
+            }));
+        };
+        let mut stored: Vec<_> = uniform.tensors.iter().map(|t| t.stored).collect();
+        candidates.iter().zip(types).for_each(|(c, quant)| stored[c.tensor] = Stored::Matrix(quant));
+        let source_bytes: Vec<u64> = uniform.tensors.iter().map(|t| t.source_bytes).collect();
+        Plan::with_types(self.spec(), (quant, stored), &source_bytes, self.tokenizer.as_ref(), &self.sources)
+            .map_err(error)
+    }
 }
 
 fn unhashed(path: &Path) -> Result<SourceFile, ConvertError> {

@@ -6,7 +6,9 @@
 //! | `checkpoint` | readers of safetensors, torch and GGUF files: which tensor lies where |
 //! | `config` | `config.json`, with no field dropped in silence |
 //! | `family` | one file per family: config to spec, tensor names to roles and orders |
+//! | `generation` | the tokens that end a text |
 //! | `mapping` | every source tensor accounted for |
+//! | `sentence` | how sentence-transformers pools, beside a checkpoint |
 //! | `tokenizer` | `tokenizer.json`, or one built from vocabulary and merges |
 //! | `plan` | what will be written, before any weight is read |
 //! | `stream` | source files, each read once: tensors and checksums |
@@ -27,10 +29,12 @@ mod config;
 mod conversion;
 mod error;
 mod family;
+mod generation;
 mod mapping;
 mod plan;
 mod random;
 mod rows;
+mod sentence;
 mod stream;
 mod tokenizer;
 mod writer;
@@ -55,6 +59,10 @@ pub struct Options {
     pub cancel: Option<Arc<AtomicBool>>,
 }
 
+/// A text to calibrate with where none is given: excerpts of 48 English books in the public domain, of the training data of
+/// the demo models.
+pub const CALIBRATION_TEXT: &str = include_str!("calibrate/text.txt");
+
 /// What to calibrate with.
 #[derive(Clone, Debug)]
 pub struct Calibration {
@@ -64,6 +72,17 @@ pub struct Calibration {
     pub text: String,
     /// Windows of 512 tokens to take from it, at most.
     pub windows: usize,
+    /// How large the model may be, if each matrix may have a type of its own.
+    pub target: Option<Target>,
+}
+
+/// How large a model may be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// Bytes of the file.
+    FileBytes(u64),
+    /// Bits for each parameter, all tensors counted.
+    BitsPerWeight(f64),
 }
 
 /// Is told how far a conversion is. All calls come from the converting thread.
@@ -71,6 +90,11 @@ pub trait Progress {
     /// The conversion starts: bytes of source tensors to read, and tensors to write.
     fn begin(&mut self, total_bytes: u64, tensors: usize) {
         let _ = (total_bytes, tensors);
+    }
+
+    /// How much `done` of so many matrices matter has been measured.
+    fn measured(&mut self, done: usize, all: usize) {
+        let _ = (done, all);
     }
 
     /// A tensor has been written, which took so many bytes of the source.

@@ -40,6 +40,8 @@ pub(crate) struct Mapping {
     pub(crate) tensors: Vec<Mapped>,
     /// An output projection in a checkpoint whose head is tied.
     pub(crate) spare_head: Option<Part>,
+    /// Weights of an encoder's checkpoint that embeddings do not need.
+    pub(crate) left_out: Vec<String>,
 }
 
 /// Finds the sources of every tensor, and refuses tensors that nothing needs.
@@ -70,6 +72,9 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
                 let rows = [a.n_heads, a.n_kv_heads, a.n_kv_heads].map(|heads| heads * a.head_dim);
                 names.into_iter().map(|name| vec![name]).zip(rows).collect()
             }
+            Order::AfterAndKind(_) => {
+                names.into_iter().map(|name| vec![name]).zip([decl.shape.first().copied().unwrap_or(1), 0]).collect()
+            }
             Order::ByHead => {
                 let heads = decl.len() / spec.attention.head_dim;
                 let name = |head: usize| names.iter().map(|n| n.replace("{h}", &head.to_string())).collect();
@@ -79,12 +84,16 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
         let mut parts = Vec::new();
         for (names, rows) in wanted {
             let names: Vec<_> = names.iter().flat_map(|name| prefixed(family, &decl.name, name)).collect();
-            let shape = source_shape(&decl.shape, rule.order, rows);
+            let mut shape = source_shape(&decl.shape, rule.order, rows);
             let Some((name, source)) = names.iter().find_map(|name| weights.tensors.get_key_value(name)) else {
                 let untied = if decl.name == HEAD { ", and `tie_word_embeddings` is false" } else { "" };
                 let name = names.first().map_or("", String::as_str);
                 return Err(ConvertError::tensor(first, name, format!("missing, expected shape {shape:?}{untied}")));
             };
+            if rows == 0 {
+                // None of them is a row of ours; there is one kind of token at least.
+                shape[0] = source.shape.first().copied().unwrap_or(1).max(1);
+            }
             check(weights, name, source, &shape, said_by)?;
             used.insert(name.as_str());
             parts.push(Part { name: name.clone(), source: source.clone(), rows });
@@ -92,9 +101,12 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
         tensors.push(Mapped { decl, parts, order: rule.order });
     }
 
-    let mut spare_head = None;
+    let (mut spare_head, mut left_out) = (None, Vec::new());
     for (name, source) in weights.tensors.iter().filter(|(name, _)| !used.contains(name.as_str())) {
         if family.leaves_out(name) {
+            if spec.head == Head::None && matches!(source.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+                left_out.push(name.clone());
+            }
             continue;
         }
         if spec.head == Head::Tied && spare_head.is_none() && is_head(family, name) {
@@ -106,7 +118,7 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
         let reason = format!("not part of a {kind} model of {layers} layers, found shape {:?}", source.shape);
         return Err(ConvertError::tensor(weights.path_of(source), name, reason));
     }
-    Ok(Mapping { tensors, spare_head })
+    Ok(Mapping { tensors, spare_head, left_out })
 }
 
 const EMBEDDING: &str = "embed.tokens";
@@ -139,7 +151,7 @@ fn source_shape(ours: &[usize], order: Order, rows: usize) -> Vec<usize> {
     let mut shape = ours.to_vec();
     match order {
         Order::Transposed => shape.reverse(),
-        Order::After(skipped) => shape[0] = rows + skipped,
+        Order::After(skipped) | Order::AfterAndKind(skipped) => shape[0] = rows + skipped,
         Order::Same | Order::Grouped | Order::QueryKeyValue | Order::PairsKeyValue | Order::ByHead | Order::LessOne => {
             shape[0] = rows;
         }

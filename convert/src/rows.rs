@@ -96,7 +96,7 @@ impl SourceRows {
     fn place(&self, row: usize) -> (usize, usize) {
         match self.order {
             Order::Same | Order::Transposed | Order::LessOne => (0, row),
-            Order::After(skipped) => (0, skipped + row),
+            Order::After(skipped) | Order::AfterAndKind(skipped) => (0, skipped + row),
             Order::Grouped => {
                 let (head, dim) = (row / self.head_dim, row % self.head_dim);
                 let shared = self.n_heads / self.n_kv_heads;
@@ -143,7 +143,8 @@ impl Rows for SourceRows {
             return Source { bytes: &part.bytes, element: part.element, layout };
         }
         starts.clear();
-        if first == last && self.order != Order::LessOne && part.blocks.is_none() {
+        let changed = matches!(self.order, Order::LessOne | Order::AfterAndKind(_));
+        if first == last && !changed && part.blocks.is_none() {
             starts.extend(rows.map(|row| self.place(row).1 * cols));
             return Source { bytes: &part.bytes, element: part.element, layout: Layout::Rows { starts } };
         }
@@ -153,6 +154,13 @@ impl Rows for SourceRows {
         for row in rows {
             let (part, row) = self.place(row);
             self.parts[part].push_row(row, cols, values);
+        }
+        if let (Order::AfterAndKind(_), Some(kinds)) = (self.order, self.parts.get(1)) {
+            let mut kind = Vec::with_capacity(cols);
+            kinds.push_row(0, cols, &mut kind);
+            for row in values.chunks_exact_mut(cols.max(1)) {
+                row.iter_mut().zip(&kind).for_each(|(value, kind)| *value += kind);
+            }
         }
         if self.order == Order::LessOne {
             for value in values.iter_mut() {

@@ -136,7 +136,8 @@ fn write_model<W: Write + Seek>(
     let Job { spec, plan, tokenizer, sources, kernels, cancel } = job;
     let output = target.path;
     let encode_header = |sources: Vec<SourceFile>, records: &[_]| {
-        header::encode(spec, &plan.provenance(sources), records).map_err(|e| ConvertError::output(output, e))
+        let chat = tokenizer.and_then(|t| t.chat.as_ref());
+        header::encode(spec, &plan.provenance(sources), chat, records).map_err(|e| ConvertError::output(output, e))
     };
     let mut records = plan.records(tokenizer);
     let reserved = encode_header(sources, &records)?.len() as u64;

@@ -5,7 +5,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use tidbit_convert::{Calibration, Checkpoint, ConvertError, Options, Report, convert, convert_calibrated};
+use tidbit_convert::{Calibration, Checkpoint, ConvertError, Options, Report, Target, convert, convert_calibrated};
 use tidbit_runtime::eval::{Windows, evaluate};
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::session::{Model, Session, SessionOptions};
@@ -42,7 +42,7 @@ fn calibrate(
     output: &Path,
     (text, windows): (&str, usize),
 ) -> Result<Report, ConvertError> {
-    let calibration = Calibration { name: "text.txt".into(), text: text.into(), windows };
+    let calibration = Calibration { name: "text.txt".into(), text: text.into(), windows, target: None };
     let options = Options { quant, cancel: None };
     convert_calibrated(&Checkpoint::open(checkpoint)?, output, (&options, &calibration), &mut ())
 }
@@ -226,9 +226,9 @@ fn what_cannot_be_calibrated_leaves_nothing_behind() {
     let mini = Path::new(TOP).join("models/gpt2-mini");
     let without = Path::new(TOP).join("tests/families/llama-3");
     let cases: [(&Path, &str, usize, &str); 4] = [
-        (&mini, "", 4, "text.txt: too short to calibrate with: less than one window of 512 tokens"),
-        (&mini, "Once upon a time", 4, "less than one window of 512 tokens"),
-        (&mini, "Once upon a time ", 0, "less than one window of 512 tokens"),
+        (&mini, "", 4, "text.txt: has 0 tokens, expected at least one window of 512"),
+        (&mini, "Once upon a time", 4, "tokens, expected at least one window of 512"),
+        (&mini, "Once upon a time ", 0, "at most 0 windows of it, expected at least one"),
         (&without, "Once upon a time", 4, "text.txt: the checkpoint has no tokenizer to read it with"),
     ];
     for (checkpoint, text, windows, expected) in cases {
@@ -241,9 +241,43 @@ fn what_cannot_be_calibrated_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_target_is_met_or_refused() {
+    let mini = Checkpoint::open(&Path::new(TOP).join("models/gpt2-mini")).unwrap();
+    let text = letters(60_000, 2);
+    let convert_to = |target, output: &Path| {
+        let calibration = Calibration { name: "text.txt".into(), text: text.clone(), windows: 2, target: Some(target) };
+        let options = Options { quant: QuantType::Q8, cancel: None };
+        convert_calibrated(&mini, output, (&options, &calibration), &mut ())
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("m");
+    for bits in [3.0, 4.4, 6.5] {
+        let report = convert_to(Target::BitsPerWeight(bits), &output).unwrap();
+        let found = report.plan.bits_per_weight;
+        // Steps are whole matrices.
+        assert!(found <= bits && found > bits - 0.2, "{found} bits for {bits}");
+        let types: std::collections::BTreeSet<_> = report.plan.tensors.iter().map(|t| t.stored.to_string()).collect();
+        assert!(types.len() > 3, "{types:?}");
+    }
+    let report = convert_to(Target::FileBytes(2_000_000), &output).unwrap();
+    let found = std::fs::metadata(&output).unwrap().len();
+    assert!(found == report.file_bytes && found <= 2_000_000 && found > 1_900_000, "{found} bytes");
+
+    std::fs::remove_file(&output).unwrap();
+    let refused = |target| convert_to(target, &output).unwrap_err().to_string();
+    let message = refused(Target::BitsPerWeight(1.0));
+    assert!(message.contains("as few as 1 bits per weight, the least is 2."), "{message}");
+    let message = refused(Target::FileBytes(1000));
+    let least: u64 = message.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(message.contains("as small as 1000 bytes, the least is "), "{message}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    assert_eq!(convert_to(Target::FileBytes(least), &output).unwrap().file_bytes, least);
+}
+
+#[test]
 fn a_cancelled_calibration_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
-    let calibration = Calibration { name: "text.txt".into(), text: letters(4000, 1), windows: 1 };
+    let calibration = Calibration { name: "text.txt".into(), text: letters(4000, 1), windows: 1, target: None };
     let options = Options { quant: QuantType::Q4, cancel: Some(Arc::new(AtomicBool::new(true))) };
     let checkpoint = Checkpoint::open(&Path::new(TOP).join("models/gpt2-mini")).unwrap();
     let output = folder.path().join("m");

@@ -10,8 +10,8 @@ use tidbit_convert::spec_from_json;
 use tidbit_runtime::format::ModelFile;
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::spec::{
-    Activation, Alibi, Head, NormKind, Pairs, Place, Position, QkNormOver, Residual, Rotary, RotaryScaling, Spec,
-    Trained,
+    Activation, Alibi, Head, NormKind, Pairs, Place, Pooling, PoolingKind, Position, QkNormOver, Residual, Rotary,
+    RotaryScaling, Spec, Trained,
 };
 
 fn folder(fixture: &str) -> PathBuf {
@@ -53,8 +53,8 @@ type Check = fn(&Spec) -> bool;
 
 const NONE: [bool; 4] = [false; 4];
 
-/// Every fixture of a dense decoder, and what it is about.
-const DECODERS: &[(&str, Check)] = &[
+/// Every fixture of a family that is supported, and what it is about.
+const MODELS: &[(&str, Check)] = &[
     ("gpt2-cerebras", |s| {
         (s.mlp.activation, s.mlp.ffn_dim, s.head) == (Activation::GeluErf, 76, Head::Tied)
             && s.position == Position::Learned
@@ -223,8 +223,19 @@ const DECODERS: &[(&str, Check)] = &[
     ("mixtral", |s| experts(s, [4, 2], true, None)),
     ("mixtral-window", |s| experts(s, [5, 3], true, None) && s.attention.window.as_ref().unwrap().size == 12),
     ("qwen2-moe", |s| experts(s, [5, 2], false, None) && s.mlp.experts.as_ref().unwrap().shared_dim.is_some()),
+    ("bert", |s| {
+        is_encoder(s) && (s.norm.eps, s.mlp.activation) == (2e-3, Activation::GeluErf) && s.context_length == 64
+    }),
+    ("minilm", |s| is_encoder(s) && (s.norm.eps, s.mlp.activation) == (1e-12, Activation::GeluTanh)),
+    ("roberta", |s| is_encoder(s) && s.context_length == 64 && s.eos_ids.is_empty()),
     ("qwen3-moe", |s| experts(s, [5, 3], true, Some(&[1])) && s.attention.qk_norm.is_some()),
 ];
+
+fn is_encoder(s: &Spec) -> bool {
+    (s.attention.causal, s.head, s.embedding.norm, s.norm.place, s.final_norm)
+        == (false, Head::None, true, Place::After, false)
+        && s.pooling == Pooling::default()
+}
 
 fn experts(spec: &Spec, counts: [usize; 2], renormalized: bool, layers: Option<&[usize]>) -> bool {
     let e = spec.mlp.experts.as_ref().unwrap();
@@ -233,18 +244,15 @@ fn experts(spec: &Spec, counts: [usize; 2], renormalized: bool, layers: Option<&
 
 /// What is not supported, and what names it.
 const REFUSED: &[(&str, &str)] = &[
-    ("bert", "BertModel"),
-    ("minilm", "BertModel"),
-    ("roberta", "RobertaForMaskedLM"),
     ("t5", "T5ForConditionalGeneration"),
     ("t5-tied-gated", "T5ForConditionalGeneration"),
     ("flan-t5", "T5ForConditionalGeneration"),
 ];
 
 #[test]
-fn every_decoder_converts() {
+fn every_model_converts() {
     let mut wrong = Vec::new();
-    for (fixture, check) in DECODERS {
+    for (fixture, check) in MODELS {
         match converted(&folder(fixture), QuantType::F32) {
             Err(e) => wrong.push(format!("{fixture}: {e}")),
             Ok((file, _)) if !check(file.spec()) => wrong.push(format!("{fixture}: {:?}", file.spec())),
@@ -261,7 +269,7 @@ fn every_fixture_is_listed() {
         .filter(|p| p.join("config.json").exists())
         .map(|p| p.file_name().unwrap().to_string_lossy().into_owned())
         .collect();
-    let mut listed: Vec<_> = DECODERS.iter().map(|f| f.0).chain(REFUSED.iter().map(|f| f.0)).collect();
+    let mut listed: Vec<_> = MODELS.iter().map(|f| f.0).chain(REFUSED.iter().map(|f| f.0)).collect();
     all.sort();
     listed.sort_unstable();
     assert_eq!(listed, all);
@@ -301,6 +309,89 @@ fn queries_keys_and_values_are_joined() {
                 assert!(got == joined(&source, &names), "{fixture}: {kind}");
             }
         }
+    }
+}
+
+#[test]
+fn positions_have_the_first_kind_of_token_added() {
+    for (fixture, prefix, unused) in [("bert", "bert.", 0), ("minilm", "", 0), ("roberta", "roberta.", 2)] {
+        let (file, source) = (open(fixture), source(fixture));
+        let name = |part: &str| format!("{prefix}embeddings.{part}_embeddings.weight");
+        let (places, kinds) = (&source[&name("position")], source[&name("token_type")].values());
+        let d_model = places.shape[1];
+        let want = places.values().into_iter().enumerate().skip(unused * d_model);
+        let want: Vec<f32> = want.map(|(i, place)| place + kinds[i % d_model]).collect();
+        assert!(values(&file, "embed.positions") == want, "{fixture}");
+    }
+}
+
+#[test]
+fn weights_that_embeddings_do_not_need_are_named() {
+    for (fixture, expected) in [
+        ("bert", "bert.pooler.dense.bias, bert.pooler.dense.weight, cls.predictions.bias"),
+        ("roberta", "lm_head.bias, lm_head.dense.bias"),
+    ] {
+        let checkpoint = tidbit_convert::Checkpoint::open(&folder(fixture)).unwrap();
+        let warnings = checkpoint.warnings().join("\n");
+        assert!(warnings.contains("leave out: ") && warnings.contains(expected), "{warnings}");
+    }
+}
+
+/// A copy of the tiny BERT with files of sentence-transformers beside it: what it pools, or why it is refused.
+fn pooled(modules: &Value, pooling: &Value, limits: &Value) -> Result<Pooling, String> {
+    let copy = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(folder("bert").join(name), copy.path().join(name)).unwrap();
+    }
+    std::fs::create_dir(copy.path().join("1_Pooling")).unwrap();
+    std::fs::write(copy.path().join("modules.json"), modules.to_string()).unwrap();
+    std::fs::write(copy.path().join("1_Pooling/config.json"), pooling.to_string()).unwrap();
+    std::fs::write(copy.path().join("sentence_bert_config.json"), limits.to_string()).unwrap();
+    let checkpoint = tidbit_convert::Checkpoint::open(copy.path());
+    checkpoint.map(|c| c.spec().pooling.clone()).map_err(|e| e.to_string())
+}
+
+#[test]
+fn pooling_is_what_sentence_transformers_wrote() {
+    let list = |kinds: &[&str]| {
+        let module =
+            |kind: &&str| json!({ "type": format!("sentence_transformers.models.{kind}"), "path": "1_Pooling" });
+        Value::Array(kinds.iter().map(module).collect())
+    };
+    let (mean, none) = (json!({ "pooling_mode_mean_tokens": true, "word_embedding_dimension": 36 }), json!({}));
+    let usual = list(&["Transformer", "Pooling"]);
+    let good = |modules: &Value, pooling: &Value, limits: &Value| pooled(modules, pooling, limits).unwrap();
+    let plain = Pooling::default();
+    assert_eq!(good(&usual, &mean, &none), plain);
+    assert_eq!(good(&usual, &none, &json!({ "max_seq_length": 64 })), plain, "no less than the context");
+    let normalized = good(&list(&["Transformer", "Pooling", "Normalize"]), &mean, &json!({ "max_seq_length": 32 }));
+    assert_eq!(normalized, Pooling { normalize: true, max_tokens: Some(32), ..plain.clone() });
+    for (pooling, kind) in [
+        (json!({ "pooling_mode_cls_token": true }), PoolingKind::Cls),
+        (json!({ "pooling_mode": "lasttoken" }), PoolingKind::Last),
+    ] {
+        assert_eq!(good(&usual, &pooling, &none).kind, kind);
+    }
+    for (modules, pooling, expected) in [
+        (&usual, json!({ "pooling_mode_max_tokens": true }), "`pooling_mode_max_tokens` is true, expected false"),
+        (
+            &usual,
+            json!({ "pooling_mode_mean_tokens": true, "pooling_mode_cls_token": true }),
+            "pooling is one of: mean",
+        ),
+        (&usual, json!({ "pooling_mode": "max" }), "`pooling_mode` is \"max\", expected one of: mean, cls"),
+        (&usual, json!({ "word_embedding_dimension": 40 }), "`word_embedding_dimension` is 40, expected 36"),
+        (&list(&["Transformer", "Pooling", "Dense"]), mean.clone(), "module 2 is Dense, expected Transformer, Pooling"),
+        (&list(&["Pooling"]), mean.clone(), "module 0 is Pooling"),
+        (&json!({}), mean.clone(), "expected a list of modules"),
+        (
+            &json!([{ "type": "Transformer" }, { "type": "Pooling", "path": "../x" }]),
+            mean.clone(),
+            "`path` is \"../x\"",
+        ),
+    ] {
+        let message = pooled(modules, &pooling, &none).unwrap_err();
+        assert!(message.contains(expected) && !message.contains('\n'), "{message} should contain {expected}");
     }
 }
 
@@ -703,7 +794,7 @@ fn no_value_of_any_field_panics() {
     ];
     let values: Vec<Value> =
         values.into_iter().chain([json!("x"), json!([]), json!(["x"]), json!({}), json!({"x": 1})]).collect();
-    for (fixture, _) in DECODERS {
+    for (fixture, _) in MODELS {
         let config: Value = serde_json::from_str(&changed(fixture, &json!({}))).unwrap();
         let fields = config.as_object().unwrap();
         // Also those inside of objects.

@@ -113,9 +113,9 @@ fn damaged_tokenizer_files_are_refused() {
     case("tokenizer_config.json", r#"{"tokenizer_class": "CLIPTokenizer"}"#, "`tokenizer_class` is CLIPTokenizer");
     case("tokenizer.json", "{", "tokenizer.json: not a tokenizer");
     let unigram = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,"pre_tokenizer":null,
-        "post_processor":null,"decoder":{"type":"WordPiece","prefix":"-","cleanup":true},
+        "post_processor":null,"decoder":{"type":"BPEDecoder","suffix":"-"},
         "model":{"type":"BPE","vocab":{"a":0},"merges":[]}}"#;
-    case("tokenizer.json", unigram, "`decoder` is WordPiece, supported: ByteLevel");
+    case("tokenizer.json", unigram, "`decoder` is BPEDecoder, supported: ByteLevel");
     std::fs::remove_file(dir.path().join("merges.txt")).unwrap();
     assert!(failure(dir.path()).contains("vocab.json: there is no merges.txt beside it"));
 }

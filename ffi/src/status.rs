@@ -130,13 +130,16 @@ impl From<SessionError> for Failure {
         let status = match &error {
             E::EmptyPrompt => TIDBIT_EMPTY,
             E::ContextFull { .. } => TIDBIT_CONTEXT_FULL,
-            E::OtherModel { .. } | E::LogitRows { .. } | E::Context { .. } | E::Threads { .. } | E::Token { .. } => {
-                TIDBIT_INVALID_ARGUMENT
-            }
+            E::OtherModel { .. }
+            | E::LogitRows { .. }
+            | E::Context { .. }
+            | E::Threads { .. }
+            | E::Token { .. }
+            | E::AtOnce { .. } => TIDBIT_INVALID_ARGUMENT,
             E::Memory { .. } | E::Spawn(_) => TIDBIT_OUT_OF_MEMORY,
             E::Cancelled => TIDBIT_CANCELLED,
-            E::NotFinite { .. } => TIDBIT_NOT_FINITE,
-            E::Isa(_) => TIDBIT_UNSUPPORTED,
+            E::NotFinite { .. } | E::EmbeddingNotFinite { .. } => TIDBIT_NOT_FINITE,
+            E::NoHead | E::Isa(_) => TIDBIT_UNSUPPORTED,
         };
         Self::new(status, error.to_string())
     }

@@ -35,7 +35,7 @@ use crate::model::Model;
 use crate::ops::Buffer;
 use crate::quant::PANEL_ROWS;
 use crate::sequence::Sequence;
-use crate::spec::Spec;
+use crate::spec::{Head, Spec};
 use crate::threads::{MAX_THREADS, available_cores};
 use std::ops::Range;
 use std::sync::Arc;
@@ -55,7 +55,8 @@ const LOGIT_ROWS: usize = 16;
 pub struct EngineOptions {
     /// Threads, the caller's included; one per available core when `None`.
     pub threads: Option<usize>,
-    /// Tokens that run together at most, at least 1; [`MAX_BATCH`] when `None`. Others of a step run after them.
+    /// Tokens that run together at most, at least 1; [`MAX_BATCH`] when `None`. Others of a step run after them. Where
+    /// attention is not causal, as many as the context holds at least.
     pub max_batch: Option<usize>,
 }
 
@@ -108,6 +109,12 @@ impl<'a> Feed<'a> {
         }
         if self.ids.is_empty() {
             return Err(SessionError::EmptyPrompt);
+        }
+        if !spec.attention.causal && self.sequence.position() > 0 {
+            return Err(SessionError::AtOnce { position: self.sequence.position() });
+        }
+        if self.n_logits > 0 && spec.head == Head::None {
+            return Err(SessionError::NoHead);
         }
         if self.ids.len() > context - self.sequence.position() {
             return Err(SessionError::ContextFull {
@@ -181,7 +188,8 @@ impl Engine {
         if threads == 0 || threads > MAX_THREADS {
             return Err(SessionError::Threads { asked: threads, most: MAX_THREADS });
         }
-        let max_batch = options.max_batch.unwrap_or(MAX_BATCH).max(1);
+        let least = if spec.attention.causal { 1 } else { spec.context_length };
+        let max_batch = options.max_batch.unwrap_or(MAX_BATCH).max(least);
         let backend = Cpu::new(kernels::active()?, threads, spec, max_batch)?;
         Ok(Self {
             acts: Activations::new(&backend, spec, max_batch)?,
@@ -253,7 +261,7 @@ impl Engine {
         self.n_logits = 0;
         self.reserve_logits(n)?;
         let mut at = 0;
-        self.run(feeds, |engine, feed| {
+        self.run(feeds, |engine, _, feed| {
             let wanted = feed.wanted();
             if !wanted.is_empty() {
                 let out = (&mut engine.finished, at);
@@ -279,6 +287,33 @@ impl Engine {
         Logits { rows: &self.finished, n: self.n_logits }
     }
 
+    /// Runs the tokens of all feeds and calls `visit(feed, token, hidden)` with the hidden states `[d_model]` of each, as the
+    /// head takes them (see [`hidden`](Self::hidden)), feed by feed and in order. Logits that feeds want are left out.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn each_hidden(
+        &mut self,
+        feeds: &mut [Feed<'_>],
+        mut visit: impl FnMut(usize, usize, &[f32]),
+    ) -> Result<(), SessionError> {
+        for feed in &mut *feeds {
+            feed.n_logits = 0;
+        }
+        self.n_logits = 0;
+        if self.finished.max_rows() < LOGIT_ROWS {
+            self.finished = self.backend.buffer(LOGIT_ROWS, self.model.spec().d_model)?;
+        }
+        self.run(feeds, |engine, i, feed| {
+            for first in feed.now.clone().step_by(LOGIT_ROWS) {
+                let tokens = first..(first + LOGIT_ROWS).min(feed.now.end);
+                let out = (&mut engine.finished, 0);
+                forward::finish(&mut engine.backend, &engine.model, &engine.acts, feed.rows(&tokens), out);
+                tokens.enumerate().for_each(|(row, token)| visit(i, token, engine.finished.row(row)));
+            }
+        })
+    }
+
     /// Runs `ids` and calls `visit(i, logits)` with the logits `[vocab_size]` after each of them, in order.
     ///
     /// # Errors
@@ -291,7 +326,7 @@ impl Engine {
     ) -> Result<(), SessionError> {
         self.n_logits = 0;
         self.reserve_logits(LOGIT_ROWS.min(ids.len()))?;
-        self.run(&mut [Feed::new(sequence, ids)], |engine, feed| {
+        self.run(&mut [Feed::new(sequence, ids)], |engine, _, feed| {
             for first in feed.now.clone().step_by(LOGIT_ROWS) {
                 let tokens = first..(first + LOGIT_ROWS).min(feed.now.end);
                 let out = (&mut engine.finished, 0);
@@ -313,22 +348,27 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs all feeds in batches, and after each batch calls `after(self, feed)` for every feed that had tokens in it.
-    fn run(&mut self, feeds: &mut [Feed<'_>], mut after: impl FnMut(&mut Self, &Feed<'_>)) -> Result<(), SessionError> {
+    /// Runs all feeds in batches, and after each batch calls `after(self, i, feed)` for every feed that had tokens in it.
+    fn run(
+        &mut self,
+        feeds: &mut [Feed<'_>],
+        mut after: impl FnMut(&mut Self, usize, &Feed<'_>),
+    ) -> Result<(), SessionError> {
         feeds.iter().try_for_each(|feed| feed.check(&self.model))?;
         for feed in &mut *feeds {
             let first = feed.sequence.position();
             self.backend.reserve(&mut feed.sequence.cache, first..first + feed.ids.len())?;
         }
-        let mut rest = feeds;
+        let (mut rest, mut first) = (feeds, 0);
         while !rest.is_empty() {
             let n_feeds = self.fill_batch(rest);
             self.forward(&mut rest[..n_feeds])?;
-            for feed in &mut rest[..n_feeds] {
+            for (i, feed) in rest[..n_feeds].iter_mut().enumerate() {
                 feed.sequence.advance(feed.now.len());
-                after(self, feed);
+                after(self, first + i, feed);
             }
             let n_done = rest.iter().take_while(|feed| feed.now.end == feed.ids.len()).count();
+            first += n_done;
             rest = &mut rest[n_done..];
         }
         Ok(())
@@ -338,10 +378,12 @@ impl Engine {
     fn fill_batch(&mut self, feeds: &mut [Feed<'_>]) -> usize {
         self.ids.clear();
         self.positions.clear();
+        let causal = self.model.spec().attention.causal;
         for (i, feed) in feeds.iter_mut().enumerate() {
             let (start, row) = (feed.now.end, self.ids.len());
             let n = (feed.ids.len() - start).min(self.max_batch - row);
-            if n == 0 {
+            // A text of which every token sees all others is not divided.
+            if n == 0 || !causal && n < feed.ids.len() {
                 return i;
             }
             (feed.now, feed.row) = (start..start + n, row);

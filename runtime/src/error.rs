@@ -172,6 +172,15 @@ pub enum SessionError {
         /// Rows of the embedding.
         vocab_size: usize,
     },
+    /// More tokens for a text that runs at once.
+    #[error("this model reads a text at once, and {position} tokens have been read: no more can follow")]
+    AtOnce {
+        /// Tokens of the text.
+        position: usize,
+    },
+    /// Logits of a model without a head.
+    #[error("this model makes embeddings of texts, no logits: it cannot write or score a text")]
+    NoHead,
     /// Memory could not be had.
     #[error("cannot allocate {bytes} bytes for {what}: {source}")]
     Memory {
@@ -191,6 +200,16 @@ pub enum SessionError {
         /// The first such token.
         token: usize,
         /// Its logit.
+        value: f32,
+    },
+    /// The same of hidden states.
+    #[error(
+        "the model's embedding is not finite (the first is dimension {dimension}: {value}); the file may be damaged"
+    )]
+    EmbeddingNotFinite {
+        /// The first such dimension.
+        dimension: usize,
+        /// Its value.
         value: f32,
     },
     /// The kernels asked for are not to be had.

@@ -5,7 +5,7 @@
 use crate::backend::{Backend, Chosen, Epilogue, Part};
 use crate::error::SessionError;
 use crate::model::{FeedForward, Layer, Linear, Mlp, Model, NormWeights};
-use crate::quant::PANEL_ROWS;
+use crate::quant::{Matrix, PANEL_ROWS};
 use crate::spec::{Experts, Place, Position, Residual, Spec};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -143,8 +143,20 @@ pub fn block<B: Backend>(
 
 /// Fills the residual stream.
 pub fn embed<B: Backend>(backend: &mut B, model: &Model, acts: &mut Activations<B>, ids: &[u32], positions: &[usize]) {
+    embed_with(backend, model, &model.weights().embedding, acts, ids, positions);
+}
+
+/// The same with another table.
+pub fn embed_with<B: Backend>(
+    backend: &mut B,
+    model: &Model,
+    table: &Matrix,
+    acts: &mut Activations<B>,
+    ids: &[u32],
+    positions: &[usize],
+) {
     let (spec, weights, all) = (model.spec(), model.weights(), 0..ids.len());
-    let table = (&weights.embedding, spec.embedding.scale);
+    let table = (table, spec.embedding.scale);
     if let (Some(narrow), Some(project)) = (&mut acts.narrow, &weights.embedding_project) {
         backend.embed(table, ids, narrow);
         backend.linear(project, narrow, all.clone(), Epilogue::Store, &mut acts.x);
@@ -335,7 +347,7 @@ pub fn finish<B: Backend>(
     }
 }
 
-/// The first rows of `out` become the logits of the first `n` rows of `finished`.
+/// The first rows of `out` become the logits of the first `n` rows of `finished`; nothing happens without a head.
 pub fn logits<B: Backend>(
     backend: &mut B,
     model: &Model,
@@ -344,11 +356,12 @@ pub fn logits<B: Backend>(
     out: &mut B::Buffer,
 ) {
     let weights = model.weights();
+    let Some(head) = &weights.head else { return };
     if let (Some(narrow), Some(project)) = (&mut acts.narrow, &weights.head_project) {
         backend.linear(project, finished, 0..n, Epilogue::Store, narrow);
-        backend.linear(&weights.head, narrow, 0..n, Epilogue::Store, out);
+        backend.linear(head, narrow, 0..n, Epilogue::Store, out);
     } else {
-        backend.linear(&weights.head, finished, 0..n, Epilogue::Store, out);
+        backend.linear(head, finished, 0..n, Epilogue::Store, out);
     }
     if let Some(cap) = model.spec().logits.softcap {
         backend.softcap(out, n, cap);

@@ -22,6 +22,7 @@
 //! | [`sequence`] | one text: its cache and position |
 //! | [`saved`] | a sequence as bytes |
 //! | [`engine`] | a model at work for any number of texts |
+//! | [`embed`] | a vector for a text |
 //! | [`session`] | a model at work for one text: prefill, decode, rewind |
 //! | [`speculate`] | decoding with guesses that change nothing but the time |
 //! | [`eval`] | perplexity, and the divergence from a reference |
@@ -30,6 +31,7 @@
 compile_error!("the file format is little-endian and used in place");
 
 pub mod backend;
+pub mod embed;
 pub mod engine;
 pub mod error;
 pub mod eval;

@@ -36,8 +36,8 @@ pub struct Weights {
     pub final_norm: Option<NormWeights>,
     /// From `d_model` to the head's width.
     pub head_project: Option<Linear>,
-    /// `[vocab_size, d_model]`, or as wide as the embedding, which it is when tied.
-    pub head: Linear,
+    /// `[vocab_size, d_model]`, or as wide as the embedding, which it is when tied; `None` where there is none.
+    pub head: Option<Linear>,
 }
 
 /// The weights of one block.
@@ -246,13 +246,11 @@ impl Weights {
             },
             layers: (0..spec.n_layers).map(layer).collect::<Result<_, _>>()?,
             final_norm: norm_if(spec.final_norm, "final_norm")?,
-            head_project: linear_if(narrow, "head.project", false)?,
-            head: Linear {
-                weight: match spec.head {
-                    Head::Tied => embedding.clone(),
-                    Head::Untied => file.matrix("head.weight")?,
-                },
-                bias: head_bias,
+            head_project: linear_if(narrow && spec.head != Head::None, "head.project", false)?,
+            head: match spec.head {
+                Head::Tied => Some(Linear { weight: embedding.clone(), bias: head_bias }),
+                Head::Untied => Some(Linear { weight: file.matrix("head.weight")?, bias: head_bias }),
+                Head::None => None,
             },
             embedding,
         })

@@ -118,7 +118,7 @@ proptest! {
         // Bit patterns of all kinds: NaN and infinite scales among them.
         let (spec, tensors) = (spec(), tensors(&spec()));
         let mut bytes = file(&spec, &tensors);
-        let data = header::encode(&spec, &Provenance::default(), &tensors).unwrap().len();
+        let data = header::encode(&spec, &Provenance::default(), None, &tensors).unwrap().len();
         let mut state = seed | 1;
         for byte in &mut bytes[data..] {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -67,7 +67,7 @@ impl Device {
             kv_cache::store((self.kernels, &mut self.pool), layer, &mut parts, (kv, stride));
             let scoring = |_| Scoring::scaled(0.3);
             let heads = (a.n_heads, a.n_kv_heads, &scoring as &(dyn Fn(usize) -> Scoring + Sync));
-            ops::attention((self.kernels, &mut self.pool), (&parts, layer), heads, &qkv, &mut out);
+            ops::attention((self.kernels, &mut self.pool), (&parts, layer, true), heads, &qkv, &mut out);
             for (part, found) in parts.iter().zip(&mut found) {
                 for t in part.row..part.row + part.positions.len() {
                     found.extend(out.row(t).iter().map(|v| v.to_bits()));

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
-use tidbit_convert::{Calibration, Checkpoint, Options, Plan};
+use tidbit_convert::{Calibration, Checkpoint, Options, Plan, Target};
 
 /// Runs the command.
 pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
@@ -30,11 +30,9 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
             let _caught = Catch::new(Arc::clone(&cancel))?;
             let options = Options { quant: args.quant, cancel: Some(cancel) };
             let mut progress = Conversion::default();
-            match &args.calibrate {
+            match calibration(args)? {
                 None => tidbit_convert::convert(&checkpoint, output, &options, &mut progress)?.plan,
-                Some(name) => {
-                    let (text, windows) = (read_file(name)?, args.calibration_windows);
-                    let calibration = Calibration { name: name.clone(), text, windows };
+                Some(calibration) => {
                     let how = (&options, &calibration);
                     tidbit_convert::convert_calibrated(&checkpoint, output, how, &mut progress)?.plan
                 }
@@ -47,6 +45,18 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     } else {
         print(&report(args, &plan, elapsed))
     }
+}
+
+/// What to calibrate with, if anything.
+fn calibration(args: &ConvertArgs) -> anyhow::Result<Option<Calibration>> {
+    let target = args.target_size.map(Target::FileBytes).or_else(|| args.target_bpw.map(Target::BitsPerWeight));
+    let windows = args.calibration_windows;
+    let of = |(name, text)| Calibration { name, text, windows, target };
+    Ok(match &args.calibrate {
+        Some(Some(name)) => Some(of((name.clone(), read_file(name)?))),
+        None if target.is_none() => None,
+        _ => Some(of(("built-in text".into(), tidbit_convert::CALIBRATION_TEXT.into()))),
+    })
 }
 
 /// What a user should know before: fields that make no difference, and doubts.

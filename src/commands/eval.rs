@@ -30,6 +30,9 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         Some(path) => Some(Model::open(&cache::model_file_as(path, QuantType::F32)?)?),
         None => None,
     };
+    for model in [Some(&model), reference.as_ref()].into_iter().flatten() {
+        prompt::check_writes(model)?;
+    }
     let windows = windows(args, &model, reference.as_ref())?;
     let ids = tokens(&model, &text)?;
     if let Some(reference) = &reference {

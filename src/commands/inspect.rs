@@ -162,18 +162,28 @@ fn describe(spec: &Spec, cache_type: CacheType) -> String {
     let head = match spec.head {
         Head::Tied => "tied to the embedding",
         Head::Untied => "its own matrix",
+        Head::None => "none",
+    };
+    let pooling = match (&spec.head, &spec.pooling) {
+        (Head::None, p) => format!(
+            "embeddings    {} of the hidden states{}, {} tokens at most\n",
+            p.kind.name(),
+            if p.normalize { ", normalized" } else { "" },
+            HumanCount(p.max_tokens.unwrap_or(spec.context_length) as u64),
+        ),
+        _ => String::new(),
     };
     let kv = bytes_per_token(spec, cache_type) as u64;
     let full = kv.saturating_mul(spec.context_length as u64);
     format!(
         "architecture  {}, {} layers, {} wide
-attention     {} heads ({} key-value) of {}
+attention     {} heads ({} key-value) of {}{}
 mlp           {} wide, {}{}
 norm          {norm}, eps {:e}; {residual} residual
 positions     {position}
 vocabulary    {} tokens, head {head}
 context       {} tokens, {} cache {kv} bytes a token ({} when full)
-parameters    {} ({} without embedding and head)
+{pooling}parameters    {} ({} without embedding and head)
 ",
         spec.family,
         spec.n_layers,
@@ -181,6 +191,7 @@ parameters    {} ({} without embedding and head)
         a.n_heads,
         a.n_kv_heads,
         a.head_dim,
+        if a.causal { "" } else { ", to the whole text" },
         mlp.ffn_dim,
         activation(mlp.activation),
         if mlp.gated { ", gated" } else { "" },

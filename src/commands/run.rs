@@ -1,8 +1,9 @@
 //! `tidbit run`: continue a text.
 
 use crate::cache;
+use crate::chat::Conversation;
 use crate::cli::{RunArgs, SamplingArgs};
-use crate::failure::{Interrupted, Usage};
+use crate::failure::{Hint, Interrupted, Usage};
 use crate::generate::{Finish, Generation, Generator, Limits, generate};
 use crate::memory::{self, peak_rss};
 use crate::output::{note, print, print_json};
@@ -26,36 +27,60 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     if args.stop.iter().any(String::is_empty) {
         return Err(Usage("`--stop` is an empty text, which is found everywhere".into()).into());
     }
-    let source = if args.prompt.interactive { None } else { Some(prompt::find(&args.prompt)?) };
+    let given = args.prompt.text.is_some() || args.prompt.file.is_some();
+    let loops = args.prompt.interactive || args.chat && !given;
+    if loops && args.json {
+        return Err(Usage("`--json` is for one answer".into()).hint("give the message with -p TEXT"));
+    }
+    let source = if loops { None } else { Some(prompt::find(&args.prompt)?) };
     let path = cache::model_file(&args.model)?;
 
     let started = Instant::now();
     let model = Model::open(&path)?;
+    prompt::check_writes(&model)?;
     if args.mlock {
         memory::lock(model.file())?;
     }
     let tokenizer = prompt::tokenizer(&model)?;
+    let mut chat = match (args.chat, tokenizer) {
+        (false, _) => None,
+        (true, Some(tokenizer)) => Some(Conversation::new(&model, tokenizer, args.system.as_deref())?),
+        (true, None) => return Err(prompt::no_tokenizer(&path)),
+    };
+    let ends = match &chat {
+        _ if args.ignore_eos => Vec::new(),
+        Some(chat) => chat.ends()?,
+        None => model.spec().eos_ids.clone(),
+    };
     let cache_type = args.cache.cache_type;
     let options = SessionOptions { context: args.ctx, threads: args.threads, cache_type };
     let mut session = Session::new(&model, &options)?;
     let mut steps = steps(args, &session)?;
     let loaded = started.elapsed();
-    let limits = Limits { n_tokens: args.n_tokens, stop: &args.stop, ignore_eos: args.ignore_eos };
+    let limits = Limits { n_tokens: args.n_tokens, stop: &args.stop, ends: &ends };
     let mut generator = Generator { session: &mut session, tokenizer, sampler: &mut sampler, steps: &mut steps };
 
     let Some(source) = source else {
         let Some(tokenizer) = tokenizer else { return Err(prompt::no_tokenizer(&path)) };
-        return prompt_loop(&mut generator, tokenizer, &limits, |done| {
+        return prompt_loop(&mut generator, (tokenizer, chat.as_mut()), &limits, |done| {
             if !args.quiet {
                 note(format_args!("{}", speed(done)));
             }
         });
     };
 
-    let mut history = prompt::tokens(&source, &model, tokenizer, generator.session.context())?;
+    let context = generator.session.context();
+    let mut history = match (&source, &mut chat) {
+        (Source::Text(text), Some(chat)) => {
+            let ids = chat.ask(text)?;
+            prompt::check_length(&ids, &model, context)?;
+            ids
+        }
+        _ => prompt::tokens(&source, &model, tokenizer, context)?,
+    };
     let n_prompt = history.len();
     let streams = !args.json;
-    if streams && !args.no_echo {
+    if streams && !args.no_echo && chat.is_none() {
         match &source {
             Source::Text(text) => print(text)?,
             Source::Ids(ids) => print(&tokenizer.map_or_else(|| join(ids), |t| t.decode(ids)))?,

@@ -156,7 +156,7 @@ impl Moments {
                 // The rest of the strip now, what is above it later.
                 for i in start..k {
                     let factor = column[i] * pivot;
-                    let row = &mut a[i * n..i * n + i + 1];
+                    let row = &mut a[i * n..=i * n + i];
                     row.iter_mut().zip(&column).for_each(|(v, c)| *v -= factor * c);
                 }
                 for (i, &c) in column.iter().enumerate() {

@@ -7,14 +7,18 @@
 //! | `hessian` | these sums, and their factorization |
 //! | `folding` | scales moved from activations into weights |
 //! | `rounding` | weights to codes, with feedback |
+//! | `sensitivity` | how much each matrix matters |
+//! | `allocation` | bits for each matrix, when there is room for so many bytes |
 //!
 //! The text runs through the model block by block, on the runtime's own forward pass, so that every family is calibrated by the
 //! same code. Each block runs twice: as it was, for the sums, and as it will be, on integers, for what the next one sees.
 //! Some of the windows are held out: they decide for each matrix whether feedback helped.
 
+mod allocation;
 mod folding;
 mod hessian;
 mod rounding;
+mod sensitivity;
 mod tap;
 
 use crate::Cancel;
@@ -40,8 +44,13 @@ use tidbit_runtime::quant::Matrix;
 use tidbit_runtime::spec::{Head, Residual, Trained};
 use tidbit_runtime::storage::Bytes;
 
+pub(crate) use allocation::{Candidate, allocate, least_bytes};
+pub(crate) use sensitivity::measure;
+
 /// Tokens of a window, if the model takes so many.
 pub(crate) const WINDOW: usize = 512;
+/// Rows of a matrix that decide, at most, whether feedback helped.
+const JUDGED_ROWS: usize = 256;
 /// One window in so many is held out.
 const HELD_OUT: usize = 8;
 
@@ -278,8 +287,12 @@ impl<'a> Calibrator<'a> {
         let energy: Vec<f32> = fed.moments.diagonal().iter().map(|&d| d as f32).collect();
         let candidates = [rounder.with_feedback(&weights, &fed.moments), rounder.nearest(&weights, &energy)];
         let error = |rounded| {
-            let decoded = rounder.decode(rounded);
-            let errors: Vec<f32> = decoded.iter().zip(&weights).map(|(a, b)| a - b).collect();
+            let mut errors = Vec::new();
+            // Some rows stand for all: their errors do not depend on each other.
+            for row in (0..rows).step_by(rows.div_ceil(JUDGED_ROWS)) {
+                let original = &weights[row * cols..][..cols];
+                errors.extend(rounder.decode_row(rounded, row).iter().zip(original).map(|(a, b)| a - b));
+            }
             fed.held_out.weigh(&errors)
         };
         let [with_feedback, nearest] = [error(&candidates[0]), error(&candidates[1])];
@@ -296,16 +309,15 @@ impl<'a> Calibrator<'a> {
         let window = self.positions.len();
         let mut made = BTreeMap::new();
         // Where rows are as wide as the residual stream, and the final norm gives them.
-        if weights.head_project.is_none() {
-            self.backend.watch(&weights.head)?;
+        if let (Some(head), None) = (&weights.head, &weights.head_project) {
+            self.backend.watch(head)?;
             let mut finished = Buffer::new(window, spec.d_model)?;
             self.each_window(|this, _| {
                 forward::finish(&mut this.backend, model, &this.acts, 0..window, (&mut finished, 0));
-                this.backend.see(&weights.head, &finished, 0..window);
+                this.backend.see(head, &finished, 0..window);
                 Ok(())
             })?;
-            let mut work =
-                Work { name: String::new(), weights: decode(&weights.head.weight), fed: self.fed(&weights.head) };
+            let mut work = Work { name: String::new(), weights: decode(&head.weight), fed: self.fed(head) };
             let mut norm = weights.final_norm.clone();
             // A tied table serves as embedding too, which must stay as it is.
             if let (Head::Untied, true, Some(norm)) = (spec.head, spec.norm.trained != Trained::Nothing, &mut norm) {

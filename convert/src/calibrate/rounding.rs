@@ -1,4 +1,4 @@
-//! Rounding with feedback: GPTQ (Frantar et al. 2022) in the form of LDLQ (Chee et al. 2023, "QuIP"), which is the same.
+//! Rounding with feedback: GPTQ (Frantar et al. 2022) in the form of LDLQ (Chee et al. 2023, `QuIP`), which is the same.
 //!
 //! With `H = U D Uᵀ`, columns are rounded one after the other, each after it was moved by what the errors of those before it
 //! make of it: `w_k + sum of (w_j - q_j) U_jk`. The error of the output is then the sum of `D_k` times the squared rounding
@@ -54,7 +54,8 @@ impl Rounder {
     }
 
     fn code(&self, value: f32) -> u8 {
-        self.nearest[((value * 2.0).floor().clamp(-256.0, 255.0) as i32 + 256) as usize]
+        // Cut off above 0 rather than rounded down: that is a call of a function where processors are old.
+        self.nearest[(value.clamp(-128.0, 127.5) * 2.0 + 256.0) as usize]
     }
 
     fn entry(&self, code: u8) -> f32 {
@@ -158,15 +159,12 @@ impl Rounder {
         Rounded { scales: rows.into_iter().flat_map(|(_, scales)| scales).collect(), row_scales, codes, cols }
     }
 
-    /// What a rounded matrix stands for.
-    pub(crate) fn decode(&self, rounded: &Rounded) -> Vec<f32> {
+    /// What a row of a rounded matrix stands for.
+    pub(crate) fn decode_row(&self, rounded: &Rounded, row: usize) -> Vec<f32> {
         let Rounded { scales, row_scales, codes, cols } = rounded;
-        let n_blocks = cols.div_ceil(BLOCK);
-        let value = |(i, &code): (usize, &u8)| {
-            let (row, col) = (i / cols, i % cols);
-            row_scales[row] * square(scales[row * n_blocks + col / BLOCK]) * self.entry(code)
-        };
-        codes.iter().enumerate().map(value).collect()
+        let scales = &scales[row * cols.div_ceil(BLOCK)..];
+        let value = |(col, &code): (usize, &u8)| row_scales[row] * square(scales[col / BLOCK]) * self.entry(code);
+        codes[row * cols..][..*cols].iter().enumerate().map(value).collect()
     }
 
     /// The panels of the file.

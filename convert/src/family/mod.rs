@@ -5,6 +5,7 @@
 //! in `base` (sizes, heads, norms), `rotary` and `window`; `llama` has the rules of those like it.
 
 mod base;
+mod bert;
 mod bloom;
 mod falcon;
 mod gemma;
@@ -27,6 +28,7 @@ mod qwen2;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
+mod roberta;
 mod rotary;
 mod stablelm;
 mod window;
@@ -60,6 +62,8 @@ static FAMILIES: &[&Family] = &[
     &olmo::FAMILY,
     &olmo2::FAMILY,
     &stablelm::FAMILY,
+    &bert::FAMILY,
+    &roberta::FAMILY,
 ];
 
 /// One family of checkpoints.
@@ -111,6 +115,8 @@ pub(crate) enum Order {
     ByHead,
     /// So many rows come first that are not used.
     After(usize),
+    /// The same, and the first row of a second tensor is added to each: that of the only kind of token there is.
+    AfterAndKind(usize),
     /// A gain from which 1 was subtracted.
     LessOne,
 }

@@ -1,7 +1,7 @@
 //! The tokenizer of a GGUF, as a `tokenizer.json`. GGUF has tokens and merges, and for the rule that splits text into words
 //! only a name: [`RULES`] knows what the names stand for.
 
-use super::{StoredTokenizer, validate};
+use super::{StoredTokenizer, chat, validate};
 use crate::checkpoint::gguf::Metadata;
 use crate::error::{ConvertError, shown};
 use serde_json::{Map, Value, json};
@@ -50,6 +50,8 @@ const RULES: &[Rule] = &[
     ("bloom", Split::Bloom, false, false),
 ];
 
+const TOKENS: &str = "tokenizer.ggml.tokens";
+
 /// The kinds of tokens.
 const NORMAL: i32 = 1;
 const USER_DEFINED: i32 = 4;
@@ -76,11 +78,11 @@ pub(crate) fn load(
     };
     let json = build(metadata, rule, vocab_size)?;
     validate(path, &json, vocab_size)?;
-    Ok(Ok(StoredTokenizer::new(json)))
+    let chat = chat::of_gguf(path, metadata, metadata.texts(TOKENS)?.unwrap_or_default())?;
+    Ok(Ok(StoredTokenizer { chat, ..StoredTokenizer::new(json) }))
 }
 
 fn build(metadata: &Metadata, rule: &Rule, vocab_size: usize) -> Result<Vec<u8>, ConvertError> {
-    const TOKENS: &str = "tokenizer.ggml.tokens";
     const KINDS: &str = "tokenizer.ggml.token_type";
     const MERGES: &str = "tokenizer.ggml.merges";
     let Some(tokens) = metadata.texts(TOKENS)? else { return Err(metadata.refuse(TOKENS, "an array of strings")) };

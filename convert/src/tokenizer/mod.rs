@@ -4,6 +4,7 @@
 //!
 //! It is stored as the runtime's tables when those can be shown to do the same ([`pack`]), else as JSON.
 
+mod chat;
 pub(crate) mod gguf;
 mod pack;
 mod proof;
@@ -14,7 +15,7 @@ use crate::error::{ConvertError, shown};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tidbit_runtime::format::{TOKENIZER, TOKENIZER_TABLES};
+use tidbit_runtime::format::{Chat, TOKENIZER, TOKENIZER_TABLES};
 use tokenizers::Tokenizer;
 
 /// What a folder has for a tokenizer.
@@ -35,20 +36,34 @@ pub(crate) struct StoredTokenizer {
     pub(crate) bytes: Vec<u8>,
     /// Why it is stored as JSON, if it is.
     pub(crate) kept: Option<String>,
+    /// How the model is spoken to, if it answers.
+    pub(crate) chat: Option<Chat>,
 }
 
 impl StoredTokenizer {
     /// Tables of this `tokenizer.json` where that is possible, else the JSON.
     pub(crate) fn new(json: Vec<u8>) -> Self {
         match pack::pack(&json) {
-            Ok(bytes) => Self { name: TOKENIZER_TABLES, bytes, kept: None },
-            Err(reason) => Self { name: TOKENIZER, bytes: json, kept: Some(shown(&reason)) },
+            Ok(bytes) => Self { name: TOKENIZER_TABLES, bytes, kept: None, chat: None },
+            Err(reason) => Self { name: TOKENIZER, bytes: json, kept: Some(shown(&reason)), chat: None },
         }
     }
 }
 
-/// Loads and checks a folder's tokenizer.
+/// Loads and checks a folder's tokenizer, with the chat template that belongs to it.
 pub(crate) fn load(folder: &Path, vocab_size: usize) -> Result<Loaded, ConvertError> {
+    let mut loaded = load_alone(folder, vocab_size)?;
+    if let Some(tokenizer) = &mut loaded.tokenizer {
+        let (chat, files) = chat::load(folder)?;
+        tokenizer.chat = chat;
+        loaded.files.extend(files);
+        loaded.files.sort();
+        loaded.files.dedup();
+    }
+    Ok(loaded)
+}
+
+fn load_alone(folder: &Path, vocab_size: usize) -> Result<Loaded, ConvertError> {
     let file = |name: &str| Some(folder.join(name)).filter(|p| p.exists());
     if let Some(path) = file("tokenizer.json") {
         let bytes = read_small(&path)?;

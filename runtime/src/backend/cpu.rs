@@ -199,7 +199,7 @@ impl Backend for Cpu {
         };
         let scoring = |head: usize| Scoring { slope: self.slopes.get(head).copied().unwrap_or(0.0), ..all };
         let heads = (a.n_heads, a.n_kv_heads, &scoring as &(dyn Fn(usize) -> Scoring + Sync));
-        ops::attention((self.kernels, &mut self.pool), (parts, layer), heads, qkv, out);
+        ops::attention((self.kernels, &mut self.pool), (parts, layer, a.causal), heads, qkv, out);
     }
 
     fn read<'a>(&self, buffer: &'a Buffer, row: usize) -> &'a [f32] {

@@ -110,7 +110,8 @@ pub trait Backend {
     /// positions were [reserved](Self::reserve).
     fn store(&mut self, spec: &Spec, parts: &mut [Part<'_, Self::Cache>], layer: usize, qkv: &Self::Buffer);
 
-    /// `out[t]` becomes the attention of the queries of row `t` of `qkv` to all positions of its text up to its own.
+    /// `out[t]` becomes the attention of the queries of row `t` of `qkv` to all positions of its text up to its own, or
+    /// up to the part's last where attention is not causal.
     fn attend(
         &mut self,
         spec: &Spec,

@@ -1,6 +1,6 @@
 //! What a model file's header says, and its bytes.
 
-use super::{DATA_ALIGN, VERSION, key};
+use super::{DATA_ALIGN, MAX_CHAT, VERSION, key};
 use crate::quant::{PANEL_ROWS, QuantType, TILE_ID};
 use crate::spec::Spec;
 use crate::storage::ALIGN;
@@ -69,6 +69,32 @@ pub struct Provenance {
     pub sources: Vec<SourceFile>,
 }
 
+/// How a model that answers is spoken to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chat {
+    /// A Jinja template that makes one text of the messages of a conversation. It is untrusted, and nothing here runs it.
+    pub template: String,
+    /// The special tokens that it may name, by name (`bos_token`, `eos_token`, …).
+    pub tokens: BTreeMap<String, String>,
+}
+
+impl Chat {
+    /// Checks that it is not larger than any template needs to be.
+    ///
+    /// # Errors
+    /// One line with both sizes.
+    pub fn check(&self) -> Result<(), String> {
+        let tokens = self.tokens.iter().map(|(name, text)| name.len() + text.len()).sum::<usize>();
+        match self.template.len() + tokens {
+            bytes if bytes > MAX_CHAT => {
+                Err(format!("the chat template has {bytes} bytes, at most {MAX_CHAT} are kept"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// One source file of a conversion.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceFile {
@@ -119,10 +145,16 @@ pub(super) fn digest<'a>(metadata: &BTreeMap<&str, &str>, tensors: impl Iterator
 ///
 /// # Errors
 /// A message when a size overflows.
-pub fn encode(spec: &Spec, provenance: &Provenance, tensors: &[(String, TensorRecord)]) -> Result<Vec<u8>, String> {
+pub fn encode(
+    spec: &Spec,
+    provenance: &Provenance,
+    chat: Option<&Chat>,
+    tensors: &[(String, TensorRecord)],
+) -> Result<Vec<u8>, String> {
     let json = |value: serde_json::Result<String>| value.map_err(|e| e.to_string());
     let spec = json(serde_json::to_string(spec))?;
     let provenance = json(serde_json::to_string(provenance))?;
+    let chat = chat.map(|chat| json(serde_json::to_string(chat))).transpose()?;
     let records: BTreeMap<&str, &TensorRecord> = tensors.iter().map(|(name, record)| (name.as_str(), record)).collect();
     let records = json(serde_json::to_string(&records))?;
 
@@ -151,6 +183,7 @@ pub fn encode(spec: &Spec, provenance: &Provenance, tensors: &[(String, TensorRe
         (key::TENSORS, &records),
         (key::PROVENANCE, &provenance),
     ]);
+    metadata.extend(chat.as_deref().map(|chat| (key::CHAT, chat)));
     let digest = digest(&metadata, ends.into_iter());
     metadata.insert(key::DIGEST, &digest);
 

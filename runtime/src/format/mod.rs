@@ -10,7 +10,7 @@
 pub mod header;
 pub mod model_file;
 
-pub use header::{Provenance, SourceFile, Stored, TensorRecord};
+pub use header::{Chat, Provenance, SourceFile, Stored, TensorRecord};
 pub use model_file::{Access, Contents, FilePart, ModelFile, VerifyReport, open_regular};
 
 /// Version of the format; a reader refuses any other.
@@ -21,6 +21,9 @@ pub const DATA_ALIGN: usize = 16 * 1024;
 pub const TOKENIZER: &str = "tokenizer.json";
 /// Name of the tensor that holds the tokenizer's tables.
 pub const TOKENIZER_TABLES: &str = "tokenizer.bpe";
+
+/// The longest chat template with its tokens, in bytes; those of real models have up to 20,000.
+pub const MAX_CHAT: usize = 1 << 18;
 
 /// Keys of the safetensors metadata.
 pub mod key {
@@ -34,6 +37,8 @@ pub mod key {
     pub const TENSORS: &str = "tidbit.tensors";
     /// JSON of [`Provenance`](super::Provenance).
     pub const PROVENANCE: &str = "tidbit.provenance";
+    /// JSON of [`Chat`](super::Chat), if the model has one.
+    pub const CHAT: &str = "tidbit.chat";
     /// SHA-256 over all of the above and the tensors' places.
     pub const DIGEST: &str = "tidbit.digest";
 }

@@ -1,6 +1,6 @@
 //! Opening a model file: map it, check everything, hand out tensors.
 
-use super::header::{Provenance, Stored, TensorRecord, digest, hex, sha256_hex};
+use super::header::{Chat, Provenance, Stored, TensorRecord, digest, hex, sha256_hex};
 use super::{DATA_ALIGN, TOKENIZER, TOKENIZER_TABLES, VERSION, key};
 use crate::error::FormatError;
 use crate::quant::{Matrix, TILE_ID};
@@ -30,6 +30,7 @@ pub struct Contents {
     file_bytes: usize,
     spec: Spec,
     provenance: Provenance,
+    chat: Option<Chat>,
     tensors: BTreeMap<String, Tensor>,
 }
 
@@ -131,6 +132,11 @@ impl ModelFile {
     /// Where it came from.
     pub fn provenance(&self) -> &Provenance {
         &self.contents.provenance
+    }
+
+    /// How the model is spoken to, if it answers.
+    pub fn chat(&self) -> Option<&Chat> {
+        self.contents.chat.as_ref()
     }
 
     /// The whole file.
@@ -288,11 +294,16 @@ impl Contents {
         let spec: Spec = serde_json::from_str(get(key::SPEC)?).map_err(|e| json_error(key::SPEC, e))?;
         spec.validate().map_err(|e| header(format!("`{}`: {e}", key::SPEC)))?;
         let provenance = serde_json::from_str(get(key::PROVENANCE)?).map_err(|e| json_error(key::PROVENANCE, e))?;
+        let chat: Option<Chat> = match metadata.get(key::CHAT) {
+            None => None,
+            Some(json) => Some(serde_json::from_str(json).map_err(|e| json_error(key::CHAT, e))?),
+        };
+        chat.iter().try_for_each(Chat::check).map_err(|e| header(format!("`{}`: {e}", key::CHAT)))?;
         let records: BTreeMap<String, TensorRecord> =
             serde_json::from_str(get(key::TENSORS)?).map_err(|e| json_error(key::TENSORS, e))?;
 
         let tensors = place_tensors(path, &container, records, data_at)?;
-        let contents = Self { path: path.into(), file_bytes: len, spec, provenance, tensors };
+        let contents = Self { path: path.into(), file_bytes: len, spec, provenance, chat, tensors };
         contents.check_against_spec()?;
         Ok(contents)
     }

@@ -1,4 +1,4 @@
-//! Causal self-attention over the caches of one or several texts.
+//! Self-attention over the caches of one or several texts.
 
 use super::Buffer;
 use crate::kernels::{Kernels, Scoring};
@@ -9,14 +9,14 @@ use crate::threads::Pool;
 const QUERIES_PER_TASK: usize = 24;
 
 /// Rows of `out` `[n_tokens, n_heads * head_dim]` become the attention of the queries, which lead the rows of `qkv`, to
-/// all positions of their text up to their own. The caches hold the keys and values of the tokens themselves already.
+/// all positions of their text up to their own, or if it is not `causal` up to the part's last. The caches hold the keys and values of the tokens themselves already.
 /// `scoring` says how a head makes scores. One parallel region serves all parts, which lie in the batch in order and without gaps.
 ///
 /// # Panics
 /// When shapes do not fit together.
 pub fn attention(
     (kernels, pool): (Kernels, &mut Pool),
-    (parts, layer): (&[Part<'_>], usize),
+    (parts, layer, causal): (&[Part<'_>], usize, bool),
     (n_heads, n_kv_heads, scoring): (usize, usize, &(dyn Fn(usize) -> Scoring + Sync)),
     qkv: &Buffer,
     out: &mut Buffer,
@@ -37,11 +37,19 @@ pub fn attention(
             let start = rows.start.max(part.row);
             let end = rows.end.min(part.row + part.positions.len());
             if start < end {
-                let q = &queries[start * q_stride + head * head_dim..];
-                let position = part.positions.start + start - part.row;
                 let cache = part.cache.head(layer, head / (n_heads / n_kv_heads));
-                let mut out = block.rows_mut(start - rows.start..end - rows.start);
-                kernels.attention((q, q_stride), position, scoring(head), cache, &mut out);
+                // To the kernel a query sees what stands before it. Where attention is not causal, each runs by itself, as if
+                // it were the last.
+                let (together, position) = if causal {
+                    (end - start, part.positions.start + start - part.row)
+                } else {
+                    (1, part.positions.end - 1)
+                };
+                for first in (start..end).step_by(together) {
+                    let q = &queries[first * q_stride + head * head_dim..];
+                    let mut out = block.rows_mut(first - rows.start..first - rows.start + together);
+                    kernels.attention((q, q_stride), position, scoring(head), cache, &mut out);
+                }
             }
         }
     });

@@ -1,5 +1,6 @@
 //! Properties that every quant type has.
 
+use super::QuantType::{F16, F32, Q2, Q3, Q4, Q5, Q6, Q8};
 use super::*;
 use proptest::prelude::*;
 
@@ -26,7 +27,6 @@ proptest! {
     #[test]
     fn errors_stay_within_a_step_of_the_largest_value(rows in 1usize..40, cols in 1usize..100, seed: u64, exponent in -12i32..12) {
         let source = values(rows, cols, seed, 2f32.powi(exponent));
-        use QuantType::{F16, F32, Q2, Q3, Q4, Q5, Q6, Q8};
         let steps = [(F32, 0.0), (F16, 1.0 / 1024.0), (Q8, 1.0 / 50.0), (Q6, 0.04), (Q5, 0.08), (Q4, 0.2), (Q3, 0.35), (Q2, 0.65)];
         for (quant, step) in steps {
             let m = Matrix::encode(quant, rows, cols, &source).unwrap();

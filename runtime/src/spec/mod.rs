@@ -16,7 +16,7 @@ pub use tensors::{Role, TensorDecl};
 
 use serde::{Deserialize, Serialize};
 
-/// A decoder-only transformer.
+/// A transformer of one stack: a decoder, or an encoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
@@ -51,6 +51,9 @@ pub struct Spec {
     /// What the output projection's products become.
     #[serde(default, skip_serializing_if = "is_default")]
     pub logits: Logits,
+    /// What a text's embedding is made of.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub pooling: Pooling,
     /// The token that ends a text, if the checkpoint names one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub eos_ids: Vec<u32>,
@@ -242,9 +245,10 @@ impl Place {
     }
 }
 
-/// Causal multi-head self-attention.
+/// Multi-head self-attention.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent")]
 pub struct Attention {
     /// Query heads.
     pub n_heads: usize,
@@ -252,6 +256,9 @@ pub struct Attention {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
+    /// Whether a token sees only those before it and itself. If not, it sees its whole text, which then runs at once.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub causal: bool,
     /// What query-key products are multiplied by.
     pub scale: f32,
     /// Divide the scale by the layer's number, counted from 1.
@@ -431,6 +438,53 @@ pub enum Head {
     Tied,
     /// A matrix of its own.
     Untied,
+    /// There is none: hidden states are all that the model gives.
+    None,
+}
+
+/// How the hidden states of a text's tokens, after the final normalization, become its embedding.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pooling {
+    /// Which of them.
+    pub kind: PoolingKind,
+    /// Whether the result is divided by its length.
+    pub normalize: bool,
+    /// The longest text that the model was trained to embed, in tokens; the context when `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<usize>,
+}
+
+/// Which hidden states a text's embedding is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolingKind {
+    /// The mean of all.
+    #[default]
+    Mean,
+    /// The first token's, which is a special one (BERT's `[CLS]`).
+    Cls,
+    /// The last token's.
+    Last,
+}
+
+impl PoolingKind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Mean, Self::Cls, Self::Last];
+
+    /// Its short name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::Cls => "cls",
+            Self::Last => "last",
+        }
+    }
+
+    /// The kind of a short name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
 }
 
 /// What the output projection's products become: `softcap(products + bias)`.
@@ -475,6 +529,8 @@ impl Spec {
     /// what it then writes is another matter.
     pub fn max_context(&self) -> usize {
         match self.position {
+            // A text that runs at once takes activations for all of it.
+            _ if !self.attention.causal => self.context_length,
             Position::Learned => self.context_length,
             Position::Rotary(_) | Position::Alibi(_) | Position::None => MAX_COUNT,
         }
@@ -545,6 +601,7 @@ impl Spec {
                 return Err("experts in a block that is not sequential with norms before".into());
             }
         }
+        self.validate_output()?;
         if let Some(dim) = self.embedding.dim
             && (dim == 0 || dim > MAX_COUNT)
         {
@@ -570,6 +627,28 @@ impl Spec {
         }
         Ok(())
     }
+
+    /// Checks that what comes out fits what is inside.
+    fn validate_output(&self) -> Result<(), String> {
+        if !self.attention.causal {
+            let alibi = matches!(self.position, Position::Alibi(_));
+            for (name, there) in
+                [("a window", self.attention.window.is_some()), ("ALiBi", alibi), ("a head", self.head != Head::None)]
+            {
+                if there {
+                    return Err(format!("attention that is not causal, with {name}, expected none"));
+                }
+            }
+        }
+        if self.head == Head::None && self.logits != Logits::default() {
+            return Err(format!("logits {:?} without a head", self.logits));
+        }
+        if let Some(most) = self.pooling.max_tokens.filter(|&n| n == 0 || n > self.context_length) {
+            let context = self.context_length;
+            return Err(format!("pooling `max_tokens` is {most}, expected 1 to `context_length` {context}"));
+        }
+        Ok(())
+    }
 }
 
 impl Norm {
@@ -590,6 +669,7 @@ impl Attention {
             n_heads,
             n_kv_heads,
             head_dim,
+            causal: true,
             scale: 1.0 / (head_dim as f32).sqrt(),
             scale_by_inverse_layer: false,
             qkv_bias: false,
@@ -672,6 +752,7 @@ pub(crate) mod tests {
             mlp: Mlp { ffn_dim: 96, activation: Activation::GeluErf, bias: true, gated: false, experts: None },
             final_norm: true,
             logits: Logits::default(),
+            pooling: Pooling::default(),
             residual: Residual::Sequential,
             head: Head::Untied,
             eos_ids: vec![0],
@@ -692,7 +773,7 @@ pub(crate) mod tests {
 
     #[test]
     fn rejects_numbers_that_do_not_fit_together() {
-        let cases: [(&str, Change); 9] = [
+        let cases: [(&str, Change); 12] = [
             ("`n_layers` is 0", |s| s.n_layers = 0),
             ("`vocab_size` is 18446744073709551615", |s| s.vocab_size = usize::MAX),
             ("`n_heads` 3 is not a multiple of `n_kv_heads` 2", |s| s.attention.n_kv_heads = 2),
@@ -701,6 +782,9 @@ pub(crate) mod tests {
             ("rotary `theta` is NaN", |s| s.position = Position::Rotary(Rotary::new(4, f32::NAN))),
             ("norm eps is -1", |s| s.norm.eps = -1.0),
             ("attention scale is inf", |s| s.attention.scale = f32::INFINITY),
+            ("attention that is not causal, with a head", |s| s.attention.causal = false),
+            ("softcap: Some(3.0) } without a head", |s| (s.head, s.logits.softcap) = (Head::None, Some(3.0))),
+            ("pooling `max_tokens` is 41, expected 1 to `context_length` 40", |s| s.pooling.max_tokens = Some(41)),
             ("end-of-text id 50 is outside the vocabulary of 50", |s| s.eos_ids = vec![0, 50]),
         ];
         for (expected, change) in cases {

@@ -109,11 +109,11 @@ impl Spec {
         if self.final_norm {
             list.norm("final_norm", d, trained);
         }
-        if e != d {
+        if e != d && self.head != Head::None {
             list.add("head.project.weight", &[e, d], Role::Projection);
         }
         match self.head {
-            Head::Tied => {}
+            Head::Tied | Head::None => {}
             Head::Untied => list.add("head.weight", &[self.vocab_size, e], Role::Head),
         }
         if self.logits.bias {

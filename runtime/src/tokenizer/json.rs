@@ -24,6 +24,8 @@ enum Letters {
         /// Whether a text begins with a space that it has not.
         added: bool,
     },
+    /// For themselves; a token without this before it begins a word, and has a space before it (BERT).
+    Pieces { prefix: String },
 }
 
 impl Letters {
@@ -38,6 +40,11 @@ impl Letters {
             && kind(step) == "ByteLevel"
         {
             return Ok(Self::Bytes((0..=u8::MAX).map(|byte| (byte_char(byte), byte)).collect()));
+        }
+        if let ([step], Some(prefix)) = (steps, decoder["prefix"].as_str())
+            && kind(step) == "WordPiece"
+        {
+            return Ok(Self::Pieces { prefix: prefix.into() });
         }
         let (mut space, mut byte_fallback, mut added) = (None, false, false);
         for step in steps {
@@ -65,7 +72,7 @@ impl Json {
         let letters = Letters::of(&decoder).map_err(|found| TokenizerError::Unsupported {
             field: "decoder",
             found,
-            supported: "ByteLevel, or Metaspace, Replace, ByteFallback, Fuse and Strip",
+            supported: "ByteLevel, WordPiece, or Metaspace, Replace, ByteFallback, Fuse and Strip",
         })?;
         inner.with_truncation(None).map_err(|e| TokenizerError::Parse(one_line(&*e)))?;
         inner.with_padding(None);
@@ -76,11 +83,7 @@ impl Json {
 
     /// The special tokens that the library puts before a text.
     fn find_prefix(&self) -> Result<Vec<u32>, TokenizerError> {
-        let ids = |special| match self.inner.encode_fast("a", special) {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(e) => Err(TokenizerError::Encode(one_line(&*e))),
-        };
-        let (plain, mut whole) = (ids(false)?, ids(true)?);
+        let (plain, mut whole) = (self.ids("a", false)?, self.ids("a", true)?);
         let at = whole.windows(plain.len().max(1)).position(|part| part == plain).unwrap_or(0);
         whole.truncate(at);
         Ok(whole)
@@ -93,7 +96,7 @@ impl Json {
 
     /// Whether a text begins with a space that it has not.
     pub(super) fn adds_space(&self) -> bool {
-        matches!(self.letters, Letters::Spaces { added: true, .. })
+        matches!(self.letters, Letters::Spaces { added: true, .. } | Letters::Pieces { .. })
     }
 
     pub(super) fn n_tokens(&self) -> usize {
@@ -110,7 +113,15 @@ impl Json {
     }
 
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| TokenizerError::Encode(one_line(&*e)))?;
+        self.ids(text, false)
+    }
+
+    pub(super) fn encode_whole(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.ids(text, true)
+    }
+
+    fn ids(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self.inner.encode_fast(text, special).map_err(|e| TokenizerError::Encode(one_line(&*e)))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -126,6 +137,13 @@ impl Json {
                 match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()).filter(|_| *byte_fallback) {
                     Some(byte) => out.push(byte),
                     None => out.extend_from_slice(token.replace(space, " ").as_bytes()),
+                }
+                return;
+            }
+            Letters::Pieces { prefix } => {
+                match token.strip_prefix(prefix.as_str()).filter(|_| !prefix.is_empty()) {
+                    Some(rest) => out.extend_from_slice(rest.as_bytes()),
+                    None => out.extend([b" ", token.as_bytes()].concat()),
                 }
                 return;
             }

@@ -6,7 +6,8 @@
 //!
 //! Decoding is ours, because text must stream: a token may end in the middle of a character, so a token here is
 //! *bytes*, and [`StreamDecoder`] holds them back until the character is whole. Byte-level decoders (GPT-2)
-//! and those of SentencePiece (LLaMA) have such bytes; others are refused by name.
+//! and those of SentencePiece (LLaMA) have such bytes, and so have words in pieces (BERT) when each begins with a space;
+//! others are refused by name.
 
 #![forbid(unsafe_code)]
 
@@ -49,7 +50,7 @@ impl Tokenizer {
     /// prompt that is cut in silence is an error.
     ///
     /// # Errors
-    /// When the JSON is damaged, or its decoder is neither byte-level nor that of SentencePiece.
+    /// When the JSON is damaged, or its decoder is none of those that are known.
     pub fn from_json(json: &[u8]) -> Result<Self, TokenizerError> {
         Ok(Self(Form::Json(Box::new(Json::read(json)?))))
     }
@@ -102,6 +103,17 @@ impl Tokenizer {
             Form::Json(json) => json.prefix(),
         };
         Ok(if ids.starts_with(prefix) { ids } else { [prefix, &ids].concat() })
+    }
+
+    /// The ids of a whole text, with all special tokens that the tokenizer puts around one (BERT's `[CLS]` and `[SEP]`).
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        match &self.0 {
+            Form::Bpe(bpe) => bpe.encode(text),
+            Form::Json(json) => json.encode_whole(text),
+        }
     }
 
     /// The text of some ids, special tokens included. Bytes that are no UTF-8 become U+FFFD; an id
@@ -246,9 +258,9 @@ mod tests {
             streamed += stream.finish();
             assert_eq!(streamed.strip_prefix(' ').unwrap_or(&streamed), ours.decode(&plain), "{text:?}");
         }
-        let other = serde_json::json!({ "type": "WordPiece", "prefix": "##", "cleanup": true });
+        let other = serde_json::json!({ "type": "BPEDecoder", "suffix": "</w>" });
         let message = Tokenizer::from_json(sentencepiece(&other).to_string().as_bytes()).unwrap_err().to_string();
-        assert!(message.contains("WordPiece") && message.contains("ByteLevel"), "{message}");
+        assert!(message.contains("BPEDecoder") && message.contains("ByteLevel"), "{message}");
     }
 
     /// The same as tables, except that pieces end at spaces only.
@@ -344,6 +356,27 @@ mod tests {
         }
     }
 
+    /// A tokenizer as BERT has it.
+    #[test]
+    fn words_in_pieces_have_special_tokens_around_them() {
+        let mut json = json();
+        let vocab = ["[UNK]", "[CLS]", "[SEP]", "he", "##he", "hi"];
+        let vocab: serde_json::Map<_, _> = vocab.iter().zip(0u32..).map(|(t, id)| ((*t).into(), id.into())).collect();
+        json["model"] = serde_json::json!({ "type": "WordPiece", "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": vocab });
+        json["pre_tokenizer"] = serde_json::json!({ "type": "BertPreTokenizer" });
+        json["decoder"] = serde_json::json!({ "type": "WordPiece", "prefix": "##", "cleanup": true });
+        json["post_processor"] =
+            serde_json::json!({ "type": "BertProcessing", "sep": ["[SEP]", 2], "cls": ["[CLS]", 1] });
+        json["added_tokens"] = serde_json::json!([]);
+        let t = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+        assert_eq!(t.encode("hehe hi x").unwrap(), [3, 4, 5, 0]);
+        assert_eq!(t.encode_start("hehe hi").unwrap(), [1, 3, 4, 5]);
+        assert_eq!(t.encode_whole("hehe hi").unwrap(), [1, 3, 4, 5, 2]);
+        assert_eq!(t.encode_whole("").unwrap(), [1, 2]);
+        assert_eq!(t.decode(&[3, 4, 5]), "hehe hi");
+    }
+
     #[test]
     fn leaves_out_truncation() {
         let mut json = json();
@@ -356,10 +389,10 @@ mod tests {
     #[test]
     fn refuses_other_decoders_by_name() {
         let mut json = json();
-        let supported = "supported: ByteLevel, or Metaspace, Replace, ByteFallback, Fuse and Strip";
-        json["decoder"] = serde_json::json!({ "type": "WordPiece", "prefix": "##", "cleanup": true });
+        let supported = "supported: ByteLevel, WordPiece, or Metaspace, Replace, ByteFallback, Fuse and Strip";
+        json["decoder"] = serde_json::json!({ "type": "BPEDecoder", "suffix": "</w>" });
         let message = Tokenizer::from_json(json.to_string().as_bytes()).unwrap_err().to_string();
-        assert_eq!(message, format!("tokenizer.json: `decoder` is WordPiece, {supported}"));
+        assert_eq!(message, format!("tokenizer.json: `decoder` is BPEDecoder, {supported}"));
         json["decoder"] = serde_json::Value::Null;
         let message = Tokenizer::from_json(json.to_string().as_bytes()).unwrap_err().to_string();
         assert_eq!(message, format!("tokenizer.json: `decoder` is none, {supported}"));

@@ -27,6 +27,10 @@ impl Json {
         match *self {}
     }
 
+    pub(super) fn encode_whole(&self, _text: &str) -> Result<Vec<u32>, TokenizerError> {
+        match *self {}
+    }
+
     pub(super) fn prefix(&self) -> &[u32] {
         match *self {}
     }

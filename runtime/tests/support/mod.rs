@@ -35,7 +35,7 @@ pub(crate) fn tensors(spec: &Spec) -> Tensors {
 
 /// The file with these records, every value 0.
 pub(crate) fn file(spec: &Spec, tensors: &Tensors) -> Vec<u8> {
-    let mut bytes = header::encode(spec, &Provenance::default(), tensors).unwrap();
+    let mut bytes = header::encode(spec, &Provenance::default(), None, tensors).unwrap();
     let data: usize = tensors.iter().map(|(_, r)| r.stored.bytes(&r.shape).unwrap()).sum();
     bytes.resize(bytes.len() + data, 0);
     bytes
