@@ -329,11 +329,11 @@ fn windows(model: &Model, calibration: &Calibration) -> Result<(Vec<u32>, usize)
     };
     let mut ids = tokenizer.encode(&calibration.text).map_err(|e| error(e.to_string()))?;
     let window = calibrate::WINDOW.min(model.spec().max_context());
-    if ids.len() < window {
-        return Err(error(format!("has {} tokens, expected at least one window of {window}", ids.len())));
-    }
     if calibration.windows == 0 {
         return Err(error("at most 0 windows of it, expected at least one".into()));
+    }
+    if ids.len() < window {
+        return Err(error(format!("has {} tokens, expected at least one window of {window}", ids.len())));
     }
     ids.truncate(ids.len().min(calibration.windows.saturating_mul(window)) / window * window);
     Ok((ids, window))
