@@ -55,7 +55,7 @@ def measure(name, args):
         exact, file = pathlib.Path(scratch) / "f32.tidbit", pathlib.Path(scratch) / "model.tidbit"
         run(args.tidbit, "convert", checkpoint, "-o", exact, "--quant", "f32")
         for kind, how, options in jobs:
-            if (kind, how) in done:
+            if (kind, how) in done or (args.only and kind not in args.only):
                 continue
             started = time.time()
             try:
@@ -174,6 +174,7 @@ def main():
     parser.add_argument("--text", type=pathlib.Path, help="what it is measured on [default: benches/heldout.txt]")
     parser.add_argument("--calibrate", type=pathlib.Path, help="[default: the text that comes with tidbit]")
     parser.add_argument("--calibration-windows", type=int, default=64)
+    parser.add_argument("--only", type=lambda text: text.split(","), help="these types and targets only: q4,6.05")
     parser.add_argument("--scratch", help="folder for the files meanwhile")
     parser.add_argument("--page", action="store_true", help="write the page only")
     args = parser.parse_args()

@@ -54,7 +54,9 @@ pub(crate) enum Command {
 #[command(after_help = "\
 Examples:
   tidbit convert models/gpt2-mini -o gpt2-mini.tidbit
-  tidbit convert models/gpt2-mini --quant q4 --dry-run")]
+  tidbit convert models/gpt2-mini --quant q4 --dry-run
+  tidbit convert models/gpt2-mini -o gpt2-mini.tidbit --quant q4 --calibrate
+  tidbit convert models/gpt2-mini -o gpt2-mini.tidbit --target-bpw 3.5 --calibrate book.txt")]
 pub(crate) struct ConvertArgs {
     /// Folder of the checkpoint, its weights file, or a GGUF file.
     #[arg(value_name = "CHECKPOINT")]
@@ -62,7 +64,7 @@ pub(crate) struct ConvertArgs {
     /// The model file to write; an existing one is replaced.
     #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
     pub(crate) output: Option<PathBuf>,
-    /// How weights are stored: f32, f16, q8 (8.25 bits), q6, q5, q4, q3 or q2 (embedding and head stay at q8).
+    /// How weights are stored: f32, f16, q8 (8.25 bits), q6, q5, q4, q3 or q2 (embedding and head get one or two types more).
     #[arg(long, value_name = "TYPE", default_value = "q8", value_parser = parse_quant)]
     pub(crate) quant: QuantType,
     /// Round weights so that what the model makes of a text changes least: slower, better. Without a file, of a text that

@@ -296,11 +296,12 @@ pub fn convert_calibrated(
     let device = (kernels::active()?, rayon::current_num_threads());
 
     let mut plan = checkpoint.plan(options.quant)?;
+    plan = checkpoint.plan_of(output, &plan, plan.tensors.iter().map(|t| t.stored).collect(), calibration)?;
     if let Some(target) = calibration.target {
         let probe = &ids[..ids.len().min(PROBE_TOKENS).min(window)];
         let step = |done, all| progress.measured(done, all);
         let candidates = calibrate::measure((&model, &plan), probe, device, cancel, step)?;
-        plan = checkpoint.plan_within(output, (options.quant, target), &candidates, &plan)?;
+        plan = checkpoint.plan_within(output, (target, calibration), &candidates, &plan)?;
     }
     let mut tensors = Calibrator::new((&model, &plan), (&ids, window), device, cancel)?;
     let sources = model.file().provenance().sources.clone();
@@ -344,7 +345,7 @@ impl Checkpoint {
     fn plan_within(
         &self,
         output: &Path,
-        (quant, target): (QuantType, Target),
+        (target, calibration): (Target, &Calibration),
         candidates: &[calibrate::Candidate],
         uniform: &Plan,
     ) -> Result<Plan, ConvertError> {
@@ -371,9 +372,21 @@ impl Checkpoint {
         };
         let mut stored: Vec<_> = uniform.tensors.iter().map(|t| t.stored).collect();
         candidates.iter().zip(types).for_each(|(c, quant)| stored[c.tensor] = Stored::Matrix(quant));
-        let source_bytes: Vec<u64> = uniform.tensors.iter().map(|t| t.source_bytes).collect();
-        Plan::with_types(self.spec(), (quant, stored), &source_bytes, self.tokenizer.as_ref(), &self.sources)
-            .map_err(error)
+        self.plan_of(output, uniform, stored, calibration)
+    }
+
+    /// A plan with these types, and a record of the calibration.
+    fn plan_of(
+        &self,
+        output: &Path,
+        like: &Plan,
+        stored: Vec<Stored>,
+        calibration: &Calibration,
+    ) -> Result<Plan, ConvertError> {
+        let source_bytes: Vec<u64> = like.tensors.iter().map(|t| t.source_bytes).collect();
+        let types = (like.quant, stored, Some(calibration.record()));
+        Plan::with_types(self.spec(), types, &source_bytes, self.tokenizer.as_ref(), &self.sources)
+            .map_err(|e| ConvertError::output(output, e))
     }
 }
 

@@ -44,9 +44,11 @@ pub use error::ConvertError;
 pub use family::supported_families;
 pub use plan::{Plan, PlannedTensor};
 
+use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tidbit_runtime::format::header::hex;
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::spec::Spec;
 
@@ -74,6 +76,20 @@ pub struct Calibration {
     pub windows: usize,
     /// How large the model may be, if each matrix may have a type of its own.
     pub target: Option<Target>,
+}
+
+impl Calibration {
+    /// What the model file says of it.
+    fn record(&self) -> String {
+        let name = self.name.file_name().unwrap_or_default().to_string_lossy();
+        let text = format!("{name}, sha256 {}", hex(&Sha256::digest(&self.text)));
+        let size = match self.target {
+            None => String::new(),
+            Some(Target::FileBytes(bytes)) => format!(", for {bytes} bytes"),
+            Some(Target::BitsPerWeight(bits)) => format!(", for {bits} bits per weight"),
+        };
+        format!("{text}, at most {} windows of {}{size}", self.windows, calibrate::WINDOW)
+    }
 }
 
 /// How large a model may be.

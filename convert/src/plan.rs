@@ -10,6 +10,8 @@ use tidbit_runtime::spec::{Role, Spec};
 pub struct Plan {
     /// The quant type asked for.
     pub quant: QuantType,
+    /// What the file says of its calibration.
+    pub calibration: Option<String>,
     /// Every tensor of the model, in file order.
     pub tensors: Vec<PlannedTensor>,
     /// Bytes of the tokenizer in the file; 0 without one.
@@ -82,7 +84,7 @@ impl Plan {
         sources: &[SourceFile],
     ) -> Result<Self, String> {
         let types = spec.tensors().iter().map(|decl| stored(decl.role, quant)).collect();
-        Self::with_types(spec, (quant, types), source_bytes, tokenizer, sources)
+        Self::with_types(spec, (quant, types, None), source_bytes, tokenizer, sources)
     }
 
     /// The same with a type for each tensor of the spec.
@@ -91,13 +93,14 @@ impl Plan {
     /// A message when a size overflows.
     pub(crate) fn with_types(
         spec: &Spec,
-        (quant, types): (QuantType, Vec<Stored>),
+        (quant, types, calibration): (QuantType, Vec<Stored>, Option<String>),
         source_bytes: &[u64],
         tokenizer: Option<&StoredTokenizer>,
         sources: &[SourceFile],
     ) -> Result<Self, String> {
         let mut plan = Self {
             quant,
+            calibration,
             tensors: Vec::new(),
             tokenizer_bytes: 0,
             file_bytes: 0,
@@ -140,7 +143,7 @@ impl Plan {
 
     pub(crate) fn provenance(&self, sources: Vec<SourceFile>) -> Provenance {
         let converter = format!("tidbit {}", env!("CARGO_PKG_VERSION"));
-        Provenance { converter, quant: self.quant.name().into(), sources }
+        Provenance { converter, quant: self.quant.name().into(), calibration: self.calibration.clone(), sources }
     }
 }
 

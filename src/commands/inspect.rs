@@ -77,6 +77,9 @@ fn inspect_model(args: &InspectArgs) -> anyhow::Result<()> {
     };
     let _ = writeln!(text, "tokenizer     {tokenizer}");
     let _ = writeln!(text, "converted by  {} (--quant {})", provenance.converter, provenance.quant);
+    if let Some(calibration) = &provenance.calibration {
+        let _ = writeln!(text, "calibrated    {calibration}");
+    }
     for source in &provenance.sources {
         let _ =
             writeln!(text, "  from        {} ({}, sha256 {})", source.name, DecimalBytes(source.bytes), source.sha256);

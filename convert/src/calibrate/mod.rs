@@ -343,7 +343,9 @@ impl<'a> Calibrator<'a> {
             let file = self.model.file();
             let content = match (made.remove(&tensor.name), tensor.stored) {
                 (Some(content), _) => content,
-                (None, Stored::Matrix(_)) => Content::Rows(Box::new(Decoded(file.matrix(&tensor.name)?))),
+                (None, Stored::Matrix(_)) => {
+                    Content::Rows(Box::new(Decoded(file.matrix(&tensor.name)?, tensor.name.clone())))
+                }
                 (None, _) => Content::Rows(Box::new(Values(file.vector(&tensor.name)?))),
             };
             self.ready.push_back((i, content));
@@ -439,8 +441,8 @@ fn refused(model: &Model, name: &str, row: usize, col: usize, value: f32) -> Con
 /// A vector that was made.
 struct Values(Vec<f32>);
 
-/// A matrix of the f32 model.
-struct Decoded(Matrix);
+/// A matrix of the f32 model, and its name.
+struct Decoded(Matrix, String);
 
 impl Rows for Values {
     fn source<'s>(&'s self, rows: Range<usize>, _: usize, scratch: &'s mut Scratch) -> Source<'s> {
@@ -450,11 +452,9 @@ impl Rows for Values {
         Source { bytes: bytemuck::must_cast_slice(&self.0), element: Element::F32, layout }
     }
 
-    fn refuse(&self, row: usize, col: usize, value: f32, stored: Stored) -> ConvertError {
-        ConvertError::output(
-            Path::new(""),
-            format!("row {row}, column {col} is {value}, which cannot be stored as {stored}"),
-        )
+    fn refuse(&self, row: usize, _: usize, value: f32, stored: Stored) -> ConvertError {
+        let reason = format!("element {row} became {value}, which cannot be stored as {stored}");
+        ConvertError::tensor(Path::new("calibration"), "a gain or bias", reason)
     }
 }
 
@@ -471,6 +471,7 @@ impl Rows for Decoded {
     }
 
     fn refuse(&self, row: usize, col: usize, value: f32, stored: Stored) -> ConvertError {
-        Values(Vec::new()).refuse(row, col, value, stored)
+        let reason = format!("row {row}, column {col} is {value}, which cannot be stored as {stored}");
+        ConvertError::tensor(Path::new("the model in f32"), &self.1, reason)
     }
 }

@@ -65,6 +65,9 @@ pub struct Provenance {
     pub converter: String,
     /// What `--quant` asked for.
     pub quant: String,
+    /// The text that it was calibrated with, and the size that was asked for, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<String>,
     /// The files it was made from.
     pub sources: Vec<SourceFile>,
 }
