@@ -49,6 +49,23 @@ fn number(value: &serde_json::Value, name: &str) -> f64 {
 }
 
 #[test]
+fn the_text_of_a_calibration_is_known_again() {
+    let folder = scratch();
+    let (text, path) = (text(folder.path()), folder.path().join("m.tidbit"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/gpt2-mini");
+    let mut convert = tidbit(["convert", "--quant", "q4", "--calibration-windows", "2", "--calibrate"]);
+    succeeds(convert.arg(&text).arg(source).arg("-o").arg(&path));
+    let said = succeeds(tidbit(["inspect"]).arg(&path)).stdout;
+    assert!(said.contains("calibrated    text.txt, sha256 "), "{said}");
+    let warned =
+        |text: &Path| succeeds(tidbit(["eval"]).arg(&path).arg(text)).stderr.contains("calibrated with this text");
+    assert!(warned(&text));
+    let other = folder.path().join("other.txt");
+    std::fs::write(&other, "Once upon a time there was another text.").unwrap();
+    assert!(!warned(&other));
+}
+
+#[test]
 fn a_model_beside_itself_is_equal() {
     let folder = scratch();
     let (model, text) = (model("gpt2-mini", "q4"), text(folder.path()));

@@ -3,7 +3,7 @@
 use crate::cli::EvalArgs;
 use crate::failure::Hint;
 use crate::interrupt::Catch;
-use crate::output::{print, print_json};
+use crate::output::{note, print, print_json};
 use crate::progress::Progress;
 use crate::sizes::Sizes;
 use crate::text_file::read_file;
@@ -15,6 +15,7 @@ use std::fmt::Write as _;
 use std::time::Instant;
 use tidbit_runtime::error::EvalError;
 use tidbit_runtime::eval::{Comparison, Estimate, Evaluation, Unit, Windows, check_vocabularies, evaluate};
+use tidbit_runtime::format::header::sha256_hex;
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::session::{CacheType, Model, Session, SessionOptions};
 
@@ -32,6 +33,13 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     };
     for model in [Some(&model), reference.as_ref()].into_iter().flatten() {
         prompt::check_writes(model)?;
+    }
+    let calibration = model.file().provenance().calibration.as_deref().unwrap_or_default();
+    if calibration.contains(&sha256_hex(text.as_bytes())) {
+        let file = args.file.display();
+        note(format_args!(
+            "warning: {file}: the model was calibrated with this text, and is better on it than elsewhere"
+        ));
     }
     let windows = windows(args, &model, reference.as_ref())?;
     let ids = tokens(&model, &text)?;
