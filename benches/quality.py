@@ -109,10 +109,11 @@ def table(name):
     for r in ours:
         size, kl = int(r["file_bytes"]), float(r["kl_mean"])
         rival = at(line, size)
+        seconds = f"{float(r['seconds']):.0f} s" if r["seconds"] else ""
         against = f"{rival:.5f} | {kl / rival:.2f}" if rival else "none so small | "
         out.append(f"| {r['type']} | {r['how']} | {size:,} | {float(r['bits_per_weight']):.3f} | "
                    f"{float(r['perplexity']):.3f} | {kl:.5f} ± {float(r['kl_mean_error']):.5f} | {float(r['kl_p99']):.4f} | "
-                   f"{float(r['top1_agreement']):.2%} | {against} | {float(r['seconds']):.0f} s |")
+                   f"{float(r['top1_agreement']):.2%} | {against} | {seconds} |")
     out += ["", f"<details><summary>llama.cpp's types on the same text</summary>", "",
             "| type | imatrix | file bytes | bits per weight | perplexity | KL, mean | same top token |",
             "| --- | --- " + "| ---: " * 5 + "|"]
