@@ -352,12 +352,24 @@ pub fn logits<B: Backend>(
     backend: &mut B,
     model: &Model,
     acts: &mut Activations<B>,
+    finished: (&B::Buffer, usize),
+    out: &mut B::Buffer,
+) {
+    if let Some(head) = &model.weights().head {
+        logits_with(backend, model, head, acts, finished, out);
+    }
+}
+
+/// The same with another head.
+pub fn logits_with<B: Backend>(
+    backend: &mut B,
+    model: &Model,
+    head: &Linear,
+    acts: &mut Activations<B>,
     (finished, n): (&B::Buffer, usize),
     out: &mut B::Buffer,
 ) {
-    let weights = model.weights();
-    let Some(head) = &weights.head else { return };
-    if let (Some(narrow), Some(project)) = (&mut acts.narrow, &weights.head_project) {
+    if let (Some(narrow), Some(project)) = (&mut acts.narrow, &model.weights().head_project) {
         backend.linear(project, finished, 0..n, Epilogue::Store, narrow);
         backend.linear(head, narrow, 0..n, Epilogue::Store, out);
     } else {

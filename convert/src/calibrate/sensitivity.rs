@@ -6,7 +6,7 @@ use super::{decode, linears, linears_mut};
 use crate::Cancel;
 use crate::error::ConvertError;
 use crate::plan::Plan;
-use tidbit_runtime::backend::{Backend, CacheType, Cpu, Epilogue, Part};
+use tidbit_runtime::backend::{CacheType, Cpu, Part};
 use tidbit_runtime::forward::{self, Activations};
 use tidbit_runtime::kernels::Kernels;
 use tidbit_runtime::kv_cache::KvCache;
@@ -120,12 +120,8 @@ impl Probe<'_> {
             let rows = first..(first + ROWS).min(n);
             let n = rows.len();
             forward::finish(&mut self.backend, self.model, &self.acts, rows, (&mut self.finished, 0));
-            if self.model.weights().head_project.is_some() {
-                let finished = (&self.finished, n);
-                forward::logits(&mut self.backend, self.model, &mut self.acts, finished, &mut self.logits);
-            } else {
-                self.backend.linear(head, &self.finished, 0..n, Epilogue::Store, &mut self.logits);
-            }
+            let finished = (&self.finished, n);
+            forward::logits_with(&mut self.backend, self.model, head, &mut self.acts, finished, &mut self.logits);
             for row in 0..n {
                 let logits = self.logits.row(row);
                 let sum = self.backend.kernels().log_sum_exp(logits);
