@@ -3,13 +3,15 @@
 use crate::tokenizer::StoredTokenizer;
 use tidbit_runtime::format::{Provenance, SourceFile, Stored, TensorRecord, header};
 use tidbit_runtime::quant::QuantType;
-use tidbit_runtime::spec::{Role, Spec};
+use tidbit_runtime::spec::{Role, Spec, TensorDecl};
 
 /// What a conversion will write.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The quant type asked for.
+    /// The quant type asked for; of no meaning when types are mixed.
     pub quant: QuantType,
+    /// Whether each matrix has a type of its own, to meet a target.
+    pub mixed: bool,
     /// What the file says of its calibration.
     pub calibration: Option<String>,
     /// Every tensor of the model, in file order.
@@ -98,8 +100,10 @@ impl Plan {
         tokenizer: Option<&StoredTokenizer>,
         sources: &[SourceFile],
     ) -> Result<Self, String> {
+        let usual = |(decl, found): (&TensorDecl, &Stored)| stored(decl.role, quant) == *found;
         let mut plan = Self {
             quant,
+            mixed: !spec.tensors().iter().zip(&types).all(usual),
             calibration,
             tensors: Vec::new(),
             tokenizer_bytes: 0,
@@ -141,9 +145,14 @@ impl Plan {
         records
     }
 
+    /// What was asked for: a type, or `mixed` where each matrix has one of its own.
+    pub fn quant_name(&self) -> &'static str {
+        if self.mixed { "mixed" } else { self.quant.name() }
+    }
+
     pub(crate) fn provenance(&self, sources: Vec<SourceFile>) -> Provenance {
         let converter = format!("tidbit {}", env!("CARGO_PKG_VERSION"));
-        Provenance { converter, quant: self.quant.name().into(), calibration: self.calibration.clone(), sources }
+        Provenance { converter, quant: self.quant_name().into(), calibration: self.calibration.clone(), sources }
     }
 }
 

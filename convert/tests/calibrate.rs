@@ -258,6 +258,7 @@ fn a_target_is_met_or_refused() {
         assert!(found <= bits && found > bits - 0.2, "{found} bits for {bits}");
         let types: std::collections::BTreeSet<_> = report.plan.tensors.iter().map(|t| t.stored.to_string()).collect();
         assert!(types.len() > 3, "{types:?}");
+        assert_eq!(Model::open(&output).unwrap().file().provenance().quant, "mixed");
     }
     let report = convert_to(Target::FileBytes(2_000_000), &output).unwrap();
     let found = std::fs::metadata(&output).unwrap().len();

@@ -103,7 +103,7 @@ fn report_json(args: &ConvertArgs, checkpoint: &Checkpoint, plan: &Plan, elapsed
         "source": args.source,
         "output": args.output.as_ref().filter(|_| !args.dry_run),
         "dry_run": args.dry_run,
-        "quant": args.quant.name(),
+        "quant": plan.quant_name(),
         "parameters": plan.parameters,
         "file_bytes": plan.file_bytes,
         "bits_per_weight": plan.bits_per_weight,
