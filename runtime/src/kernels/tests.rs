@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::kv_cache::{self, KvCache, Part};
+use crate::quant::QuantType;
 use crate::threads::Pool;
 use proptest::prelude::*;
 

@@ -1,0 +1,117 @@
+//! How tokens look at each other.
+
+#![forbid(unsafe_code)]
+
+use super::{NormKind, Rotary, Trained, is_yes, yes};
+use serde::{Deserialize, Serialize};
+
+/// Multi-head self-attention.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent")]
+pub struct Attention {
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads; divides `n_heads`.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Whether a token sees only those before it and itself. If not, it sees its whole text, which then runs at once.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub causal: bool,
+    /// What query-key products are multiplied by.
+    pub scale: f32,
+    /// Divide the scale by the layer's number, counted from 1.
+    pub scale_by_inverse_layer: bool,
+    /// Bias on query, key and value.
+    pub qkv_bias: bool,
+    /// Bias on the output projection.
+    pub out_bias: bool,
+    /// Normalization of queries and keys, before they turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qk_norm: Option<QkNorm>,
+    /// Queries, keys and values are clamped to plus and minus this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip: Option<f32>,
+    /// Scores `s` become `c * tanh(s / c)`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub softcap: Option<f32>,
+    /// Layers that see only the last positions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+}
+
+/// Layers that see only the last positions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// Positions that a query sees, its own included.
+    pub size: usize,
+    /// These layers; all when `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<usize>>,
+    /// How positions turn in them, where it differs from the other layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotary: Option<Rotary>,
+}
+
+/// Normalization of queries and keys.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QkNorm {
+    /// Which one.
+    pub kind: NormKind,
+    /// Added to the variance.
+    pub eps: f32,
+    /// What is trained of it.
+    pub trained: Trained,
+    /// What is normalized together.
+    pub over: QkNormOver,
+}
+
+/// What a normalization of queries and keys takes together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QkNormOver {
+    /// Each head; all have the same gain.
+    Head,
+    /// Each head, with a gain of its own.
+    HeadWithItsGain,
+    /// All heads together.
+    AllHeads,
+}
+
+impl Attention {
+    /// Causal attention to all positions, without biases.
+    pub fn new(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> Self {
+        Self {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            causal: true,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            scale_by_inverse_layer: false,
+            qkv_bias: false,
+            out_bias: false,
+            qk_norm: None,
+            clip: None,
+            softcap: None,
+            window: None,
+        }
+    }
+
+    /// Rows of the fused query-key-value projection: all query heads, then keys, then values.
+    pub fn qkv_rows(&self) -> usize {
+        (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+    }
+
+    /// What query-key products of layer `layer` (from 0) are multiplied by.
+    pub fn scale_of(&self, layer: usize) -> f32 {
+        if self.scale_by_inverse_layer { self.scale / (layer + 1) as f32 } else { self.scale }
+    }
+
+    /// The window of layer `layer`, if it has one.
+    pub fn window_of(&self, layer: usize) -> Option<&Window> {
+        self.window.as_ref().filter(|w| w.layers.as_ref().is_none_or(|layers| layers.contains(&layer)))
+    }
+}
