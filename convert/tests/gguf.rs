@@ -597,8 +597,18 @@ fn tokenizers_are_made_of_tokens_and_merges() {
         assert_eq!(tokenizer.decode(&ids), "hello<|end|> hell", "{pre}");
         assert!(tokenizer.is_special(0) && !tokenizer.is_special(5), "{pre}");
     }
-    let ignored = opened(tokens("gpt-2")).ignored_fields().to_vec();
-    assert!(ignored.contains(&"tokenizer.chat_template".into()), "{ignored:?}");
+    let ended = |f: &mut File| {
+        tokens("gpt-2")(f);
+        f.key("tokenizer.ggml.eos_token_id", Key::U32(0));
+    };
+    assert!(opened(ended).ignored_fields().iter().all(|field| !field.contains("chat_template")));
+    let folder = tempfile::tempdir().unwrap();
+    let mut file = llama();
+    ended(&mut file);
+    let (model, _) = converted(&file.write(folder.path()), QuantType::F32).unwrap();
+    let chat = model.chat().unwrap();
+    assert_eq!(chat.template, "{{ messages }}");
+    assert_eq!(chat.tokens.get("eos_token").map(String::as_str), Some("<|end|>"));
 }
 
 #[test]
