@@ -24,6 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "quantization"
 PAGE = ROOT / "docs" / "quantization.md"
 TYPES = ["q8", "q6", "q5", "q4", "q3", "q2"]
+CACHES = ["q8", "q4"]
 COLUMNS = ["type", "how", "file_bytes", "bits_per_weight", "perplexity", "perplexity_ratio", "kl_mean", "kl_mean_error",
            "kl_p99", "top1_agreement", "seconds"]
 # What is measured by default: 32 windows of 512 tokens of the held-out text, the second half of each scored.
@@ -51,6 +52,7 @@ def measure(name, args):
     calibrate += ["--calibration-windows", str(args.calibration_windows)]
     jobs = [(t, "no data", ["--quant", t]) for t in TYPES] + [(t, "calibrated", ["--quant", t] + calibrate) for t in TYPES]
     jobs += [(str(t), "target", ["--target-bpw", str(t)] + calibrate) for t in model["targets"]]
+    jobs += [(f"kv-{t}", "cache", ["--kv", t]) for t in CACHES]
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         exact, file = pathlib.Path(scratch) / "f32.tidbit", pathlib.Path(scratch) / "model.tidbit"
         run(args.tidbit, "convert", checkpoint, "-o", exact, "--quant", "f32")
@@ -58,14 +60,17 @@ def measure(name, args):
             if (kind, how) in done or (args.only and kind not in args.only):
                 continue
             started = time.time()
+            # The cache is measured with exact weights.
+            measured, extra = (exact, options) if how == "cache" else (file, [])
             try:
-                run(args.tidbit, "convert", checkpoint, "-o", file, *options)
+                if how != "cache":
+                    run(args.tidbit, "convert", checkpoint, "-o", file, *options)
             except subprocess.CalledProcessError as error:
                 print(f"{name} {kind} {how}: {error.stderr.strip().splitlines()[-1]}", file=sys.stderr)
                 continue
             seconds = time.time() - started
-            found = json.loads(run(args.tidbit, "eval", file, text, "--reference", exact, "--window", 512, "--skip", 256,
-                                   "--windows", model["windows"], "--json"))
+            found = json.loads(run(args.tidbit, "eval", measured, text, "--reference", exact, "--reference-kv", "f32", "--window",
+                                   512, "--skip", 256, "--windows", model["windows"], "--json", *extra))
             found.update(type=kind, how=how, seconds=f"{seconds:.1f}")
             if not table.exists():
                 table.write_text("\t".join(COLUMNS) + "\n")
@@ -107,6 +112,8 @@ def table(name):
     out = ["| type | data | file bytes | bits per weight | perplexity | KL, mean | KL, 99 % below | same top token "
            "| llama.cpp at this size, KL | ratio | convert |", "| --- | --- " + "| ---: " * 9 + "|"]
     for r in ours:
+        if r["how"] == "cache":
+            continue
         size, kl = int(r["file_bytes"]), float(r["kl_mean"])
         rival = at(line, size)
         seconds = f"{float(r['seconds']):.0f} s" if r["seconds"] else ""
@@ -114,6 +121,12 @@ def table(name):
         out.append(f"| {r['type']} | {r['how']} | {size:,} | {float(r['bits_per_weight']):.3f} | "
                    f"{float(r['perplexity']):.3f} | {kl:.5f} ± {float(r['kl_mean_error']):.5f} | {float(r['kl_p99']):.4f} | "
                    f"{float(r['top1_agreement']):.2%} | {against} | {seconds} |")
+    caches = [r for r in ours if r["how"] == "cache"]
+    if caches:
+        out += ["", "Exact weights, keys and values rounded:", "", "| cache | perplexity, ratio | KL, mean | KL, 99 % below | same top token |",
+                "| --- " + "| ---: " * 4 + "|"]
+        out += [f"| {r['type'].removeprefix('kv-')} | {float(r['perplexity_ratio']):.4f} | {float(r['kl_mean']):.5f} ± "
+                f"{float(r['kl_mean_error']):.5f} | {float(r['kl_p99']):.4f} | {float(r['top1_agreement']):.2%} |" for r in caches]
     out += ["", f"<details><summary>llama.cpp's types on the same text</summary>", "",
             "| type | imatrix | file bytes | bits per weight | perplexity | KL, mean | same top token |",
             "| --- | --- " + "| ---: " * 5 + "|"]

@@ -163,8 +163,9 @@ pub(crate) struct RunArgs {
 /// How keys and values of past tokens are kept.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct CacheArgs {
-    /// Keep keys and values as f32, f16 or q8 (8 bits and a scale for each head) [default: q8 for a model of
-    /// integer weights (q8 to q2), f16 or f32 for one of those].
+    /// Keep keys and values as f32, f16, q8 (8 bits and a scale for each head) or q4 (values in 4 bits beside keys
+    /// in 8: a quarter less memory) [default: q8 for a model of integer weights (q8 to q2), f16 or f32 for one of
+    /// those].
     #[arg(long = "kv", value_name = "TYPE", value_parser = parse_cache_type)]
     pub(crate) cache_type: Option<CacheType>,
 }

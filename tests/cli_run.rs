@@ -115,10 +115,13 @@ fn the_cache_is_kept_as_asked() {
     let (f32_name, f32_bytes) = bytes(&["--kv", "f32"]);
     let (f16_name, f16_bytes) = bytes(&["--kv", "f16"]);
     let (q8_name, q8_bytes) = bytes(&["--kv", "q8"]);
-    assert_eq!((f32_name, f16_name, q8_name), ("f32".into(), "f16".into(), "q8".into()));
+    let (q4_name, q4_bytes) = bytes(&["--kv", "q4"]);
+    assert_eq!([f32_name, f16_name, q8_name, q4_name], ["f32", "f16", "q8", "q4"]);
+    // Values of half the size beside keys of the same.
+    assert!(q4_bytes > q8_bytes * 7 / 10 && q4_bytes < q8_bytes * 8 / 10, "{q4_bytes} of {q8_bytes}");
     assert_eq!(f32_bytes, 2 * f16_bytes);
     assert!(f16_bytes < 2 * q8_bytes && q8_bytes < f16_bytes * 6 / 10, "{q8_bytes} of {f16_bytes}");
-    fails(run(["-p", PROMPT]).args(["--kv", "q4"]), 2, &["--kv", "q4", "f32, f16, q8"]);
+    fails(run(["-p", PROMPT]).args(["--kv", "q5"]), 2, &["--kv", "q5", "f32, f16, q8, q4"]);
 }
 
 #[test]

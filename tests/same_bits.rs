@@ -38,7 +38,7 @@ fn perplexity_and_greedy_tokens_do_not_depend_on_threads_or_isa() {
     std::fs::write(&text, words.repeat(12)).unwrap();
     let text = text.to_str().unwrap();
     for model in ["gpt2-mini", "neox-mini"] {
-        for (quant, kv) in [("f32", "f32"), ("f16", "f16"), ("q8", "q8"), ("q4", "f16"), ("q4", "q8")] {
+        for (quant, kv) in [("f32", "f32"), ("f16", "f16"), ("q8", "q8"), ("q4", "f16"), ("q4", "q8"), ("q8", "q4")] {
             let file = converted(model, quant, folder.path());
             let file = file.to_str().unwrap();
             let mut expected = None;

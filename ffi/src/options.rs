@@ -96,7 +96,7 @@ struct Key {
 }
 
 const ACCESS: &[&str] = &["auto", "copy", "in-place"];
-const CACHE: &[&str] = &["auto", "f32", "f16", "q8"];
+const CACHE: &[&str] = &["auto", "f32", "f16", "q8", "q4"];
 
 const KEYS: &[Key] = &[
     Key {
@@ -136,7 +136,7 @@ const KEYS: &[Key] = &[
         takes: Takes::Word(|s, i| s.cache_type = CacheType::from_name(CACHE[i]), CACHE),
         get: |s| json!(s.cache_type.map_or("auto", CacheType::name)),
         about: "how keys and values are kept; auto: f32 for a model of f32 weights, q8 for one with integers of 8 bits or \
-                fewer, f16 for others",
+                fewer, f16 for others; q4 is q8 with values in 4 bits: a quarter less",
     },
     Key {
         name: "session.ignore_eos",

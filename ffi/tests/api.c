@@ -654,8 +654,8 @@ static void sessions(void) {
     free(saved);
 
     /* Whatever the cache keeps. */
-    const char *types[] = {"f32", "f16", "q8", "auto"};
-    for (int i = 0; i < 4; i++) {
+    const char *types[] = {"f32", "f16", "q8", "q4", "auto"};
+    for (int i = 0; i < 5; i++) {
         tidbit_options *typed = greedy();
         OK(tidbit_options_set_text(typed, TEXT("session.cache"), types[i], strlen(types[i])));
         tidbit_session *from = new_session(model, typed), *to = new_session(model, typed);

@@ -7,6 +7,9 @@
 //!                                           in q8:   keys   [64 / 16][head_dim padded to 4 / 4][16][4]
 //!                                                    values [64 / 4][head_dim padded to 16][4]
 //!                                                    scales of keys [64], of values [64]
+//!
+//!                                           in q4:   values [64 / 8][head_dim padded to 16][4], two positions to a byte,
+//!                                                    keys and scales as in q8
 //! ```
 //!
 //! Sixteen keys are interleaved like a weight panel, so their scores come out in sixteen lanes without a horizontal
@@ -41,6 +44,25 @@ struct Layout {
     n_layers: usize,
     n_kv_heads: usize,
     head_dim: usize,
+}
+
+/// The bits of its byte that a number takes.
+#[derive(Clone, Copy)]
+struct Bits {
+    mask: u8,
+    shift: u32,
+}
+
+impl Bits {
+    const ALL: Self = Self { mask: 255, shift: 0 };
+
+    fn get(self, byte: u8) -> u8 {
+        (byte & self.mask) >> self.shift
+    }
+
+    fn put(self, byte: &mut u8, number: u8) {
+        *byte = (*byte & !self.mask) | ((number << self.shift) & self.mask);
+    }
 }
 
 /// Consecutive tokens of a batch that continue one text.
@@ -103,33 +125,42 @@ impl Layout {
         match self.cache_type {
             CacheType::F32 => 2 * self.head_dim * 4,
             CacheType::F16 => 2 * self.head_dim * 2,
-            CacheType::Q8 => 2 * self.head_dim + 4,
+            CacheType::Q8 | CacheType::Q4 => 2 * self.head_dim + 4,
+        }
+    }
+
+    /// Positions of values whose numbers follow each other, and which bits of their bytes those of a position take.
+    fn value_group(&self, position: usize) -> (usize, Bits) {
+        match self.cache_type {
+            CacheType::Q4 if position % 8 < 4 => (8, Bits { mask: 15, shift: 0 }),
+            CacheType::Q4 => (8, Bits { mask: 240, shift: 4 }),
+            _ => (4, Bits::ALL),
         }
     }
 
     /// Calls `visit` with each piece of a head's block that the key at a position consists of, dimension by dimension, then
     /// with those of the value, then with the scales, if there are any.
-    fn pieces(&self, position: usize, mut visit: impl FnMut(Range<usize>)) {
+    fn pieces(&self, position: usize, mut visit: impl FnMut(Range<usize>, Bits)) {
         let (head_dim, position) = (self.head_dim, position % KEYS);
         let padded = head_dim.next_multiple_of(PANEL_ROWS);
-        let mut piece = |start: usize, len: usize| visit(start..start + len);
+        let mut piece = |start: usize, len: usize, bits: Bits| visit(start..start + len, bits);
         match self.cache_type {
             CacheType::F32 | CacheType::F16 => {
                 let bytes = if self.cache_type == CacheType::F32 { 4 } else { 2 };
                 let tile = position / PANEL_ROWS * head_dim * PANEL_ROWS + position % PANEL_ROWS;
-                (0..head_dim).for_each(|d| piece((tile + d * PANEL_ROWS) * bytes, bytes));
-                piece((KEYS * head_dim + position * padded) * bytes, head_dim * bytes);
+                (0..head_dim).for_each(|d| piece((tile + d * PANEL_ROWS) * bytes, bytes, Bits::ALL));
+                piece((KEYS * head_dim + position * padded) * bytes, head_dim * bytes, Bits::ALL);
             }
-            CacheType::Q8 => {
-                let key = head_dim.next_multiple_of(4);
-                let (values, scales) = (KEYS * key, KEYS * (key + padded));
+            CacheType::Q8 | CacheType::Q4 => {
+                let (values, (group, bits)) = (KEYS * head_dim.next_multiple_of(4), self.value_group(position));
                 for d in (0..head_dim).step_by(4) {
-                    let line = position / PANEL_ROWS * PANEL_ROWS * key + d * PANEL_ROWS;
-                    piece(line + position % PANEL_ROWS * 4, (head_dim - d).min(4));
+                    let line = position / PANEL_ROWS * PANEL_ROWS * head_dim.next_multiple_of(4) + d * PANEL_ROWS;
+                    piece(line + position % PANEL_ROWS * 4, (head_dim - d).min(4), Bits::ALL);
                 }
-                (0..head_dim).for_each(|d| piece(values + position / 4 * 4 * padded + d * 4 + position % 4, 1));
-                piece(scales + position * 2, 2);
-                piece(scales + (KEYS + position) * 2, 2);
+                (0..head_dim).for_each(|d| piece(values + (position / group * padded + d) * 4 + position % 4, 1, bits));
+                let scales = values + KEYS / group * padded * 4;
+                piece(scales + position * 2, 2, Bits::ALL);
+                piece(scales + (KEYS + position) * 2, 2, Bits::ALL);
             }
         }
     }
@@ -147,11 +178,19 @@ impl Layout {
                 kernels.to_f16(value, &mut v[..head_dim]);
                 put(bytemuck::cast_slice_mut(block), &k[..head_dim], &v[..head_dim], position % KEYS);
             }
-            CacheType::Q8 => {
+            CacheType::Q8 | CacheType::Q4 => {
                 let padded = head_dim.next_multiple_of(PANEL_ROWS);
                 let (mut k, mut v) = ([0i8; MAX_HEAD_DIM], [0i8; MAX_HEAD_DIM]);
-                let scales = (kernels.to_q8(key, &mut k[..padded]), kernels.to_q8(value, &mut v[..padded]));
-                put_q8(block, &k[..head_dim.next_multiple_of(4)], &v[..padded], scales, position % KEYS);
+                let key_scale = kernels.to_q8(key, &mut k[..padded]);
+                let value_scale = if self.cache_type == CacheType::Q8 {
+                    kernels.to_q8(value, &mut v[..padded])
+                } else {
+                    let scale = kernels.to_q4(value, &mut v[..padded]);
+                    v[..padded].iter_mut().for_each(|code| *code += 8);
+                    scale
+                };
+                let (key, value) = (&k[..head_dim.next_multiple_of(4)], &v[..padded]);
+                put_integers(block, key, value, (key_scale, value_scale), position % KEYS, self.value_group(position));
             }
         }
     }
@@ -247,9 +286,11 @@ impl KvCache {
         let (layout, page) = (&self.layout, self.pages[position / KEYS].bytes());
         for (block, out) in page.chunks_exact(layout.block_len()).zip(out.chunks_exact_mut(layout.number_bytes())) {
             let mut done = 0;
-            layout.pieces(position, |piece| {
-                out[done..done + piece.len()].copy_from_slice(&block[piece.clone()]);
-                done += piece.len();
+            layout.pieces(position, |piece, bits| {
+                for &byte in &block[piece] {
+                    out[done] = bits.get(byte);
+                    done += 1;
+                }
             });
         }
     }
@@ -265,9 +306,11 @@ impl KvCache {
         let page = self.pages[position / KEYS].bytes_mut().expect("a page of its own");
         for (block, token) in page.chunks_exact_mut(layout.block_len()).zip(token.chunks_exact(layout.number_bytes())) {
             let mut done = 0;
-            layout.pieces(position, |piece| {
-                block[piece.clone()].copy_from_slice(&token[done..done + piece.len()]);
-                done += piece.len();
+            layout.pieces(position, |piece, bits| {
+                for byte in &mut block[piece] {
+                    bits.put(byte, token[done]);
+                    done += 1;
+                }
             });
         }
     }
@@ -363,21 +406,28 @@ fn put<T: Copy>(block: &mut [T], key: &[T], value: &[T], position: usize) {
     values[position * head_dim.next_multiple_of(PANEL_ROWS)..][..head_dim].copy_from_slice(value);
 }
 
-/// Puts one key and one value at their position of a block of bytes.
-fn put_q8(block: &mut [u8], key: &[i8], value: &[i8], scales: (u16, u16), position: usize) {
+/// Puts one key and one value at their position of a block of integers; `group` and `bits` as in [`Layout::value_group`].
+fn put_integers(
+    block: &mut [u8],
+    key: &[i8],
+    value: &[i8],
+    scales: (u16, u16),
+    position: usize,
+    (group, bits): (usize, Bits),
+) {
     let (key, value): (&[u8], &[u8]) = (bytemuck::cast_slice(key), bytemuck::cast_slice(value));
     let (keys, rest) = block.split_at_mut(KEYS * key.len());
-    let (values, rest) = rest.split_at_mut(KEYS * value.len());
+    let (values, rest) = rest.split_at_mut(KEYS / group * 4 * value.len());
     let (key_scales, value_scales) = rest.split_at_mut(KEYS * 2);
     // Four dimensions of a key, of 16 positions, make a line.
     let lines = keys[position / PANEL_ROWS * PANEL_ROWS * key.len()..].chunks_exact_mut(4 * PANEL_ROWS);
     for (line, four) in lines.zip(key.chunks_exact(4)) {
         line[position % PANEL_ROWS * 4..][..4].copy_from_slice(four);
     }
-    // Four positions of a value, of all dimensions, follow each other.
-    let group = &mut values[position / 4 * 4 * value.len()..][..4 * value.len()];
+    // Four positions of a value, of all dimensions, follow each other; in 4 bits the next four share their bytes.
+    let group = &mut values[position / group * 4 * value.len()..][..4 * value.len()];
     for (d, &v) in value.iter().enumerate() {
-        group[d * 4 + position % 4] = v;
+        bits.put(&mut group[d * 4 + position % 4], v);
     }
     key_scales[position * 2..][..2].copy_from_slice(&scales.0.to_le_bytes());
     value_scales[position * 2..][..2].copy_from_slice(&scales.1.to_le_bytes());

@@ -3,12 +3,13 @@
 //! ```text
 //! magic    8 bytes   "tidbit-s"
 //! version  u32       1
-//! cache    u32       how keys and values are kept: 0 f32, 1 f16, 2 q8
+//! cache    u32       how keys and values are kept: 0 f32, 1 f16, 2 q8, 3 q4
 //! model    32 bytes  SHA-256 of the model's header, which has the checksum of every tensor
 //! counts   u64 x 3   tokens of the text, those of them in the cache, random numbers taken
 //! pending  8 bytes   how many bytes of an incomplete character (0 to 3), those bytes, zeros
 //! tokens   u32 each
-//! cache    for each token in it: [layers][key-value heads][key head_dim, value head_dim, in q8 an f16 scale of either]
+//! cache    for each token in it: [layers][key-value heads][key head_dim, value head_dim, in q8 and q4 an f16 scale of either]
+//!          in q4 a byte is one number of a value, 8 more than it is
 //! check    32 bytes  SHA-256 of all before
 //! ```
 //!
@@ -170,6 +171,7 @@ fn cache_number(cache_type: CacheType) -> u32 {
         CacheType::F32 => 0,
         CacheType::F16 => 1,
         CacheType::Q8 => 2,
+        CacheType::Q4 => 3,
     }
 }
 

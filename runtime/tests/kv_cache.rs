@@ -9,7 +9,7 @@ use tidbit_runtime::spec::Spec;
 use tidbit_runtime::threads::Pool;
 
 const CONTEXT: usize = 400;
-const TYPES: [CacheType; 3] = CacheType::ALL;
+const TYPES: [CacheType; 4] = CacheType::ALL;
 
 /// Six heads of which pairs share keys and values.
 fn spec() -> Spec {
@@ -134,6 +134,29 @@ fn rewinding_into_shared_pages_leaves_the_other_text_alone() {
         device.append_one(&mut fork, 0, &other);
         let found = device.append_one(&mut second, 130, &[6]);
         assert_eq!(found, device.alone(cache_type, &text[..130], &[6]), "{cache_type:?}: a fork of a fork");
+    }
+}
+
+#[test]
+fn what_is_exported_can_be_imported() {
+    let mut device = Device::new(1);
+    let text = tokens(75, 1);
+    for (cache_type, head_dim) in TYPES.into_iter().flat_map(|t| [1, 7, 8, 20, 33].map(|d| (t, d))) {
+        device.spec.attention.head_dim = head_dim;
+        let mut cache = device.cache(cache_type);
+        device.append_one(&mut cache, 0, &text);
+        let mut copy = device.cache(cache_type);
+        for position in 0..text.len() {
+            // Nothing that was in the bytes before shows.
+            let mut token = [vec![0; cache.token_bytes()], vec![255; cache.token_bytes()]];
+            token.iter_mut().for_each(|token| cache.export(position, token));
+            assert_eq!(token[0], token[1], "{cache_type:?} {head_dim}");
+            copy.import(position, &token[1]);
+            copy.export(position, &mut token[1]);
+            assert_eq!(token[0], token[1], "{cache_type:?} {head_dim}");
+        }
+        let found = device.append_one(&mut copy, text.len(), &[5]);
+        assert_eq!(found, device.append_one(&mut cache, text.len(), &[5]), "{cache_type:?} {head_dim}");
     }
 }
 

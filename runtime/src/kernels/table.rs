@@ -13,12 +13,13 @@ pub(super) struct Row {
     /// Matrix products in order of [`QuantType::ALL`]: for one token, and for many.
     pub(super) gemm: [[GemmFn; 2]; 8],
     /// By [`CacheType`].
-    pub(super) attention: [unsafe fn(&AttentionArgs<'_>); 3],
+    pub(super) attention: [unsafe fn(&AttentionArgs<'_>); 4],
     /// By [`NormKind`].
     pub(super) norm: [unsafe fn(*const f32, usize, *const f32, *const f32, f32, *mut f32); 2],
     pub(super) quantize: unsafe fn(*const f32, usize, *mut ActBlock),
     pub(super) to_f16: unsafe fn(*const f32, usize, *mut u16),
     pub(super) to_q8: unsafe fn(*const f32, usize, *mut i8) -> u16,
+    pub(super) to_q4: unsafe fn(*const f32, usize, *mut i8) -> u16,
     pub(super) activate: unsafe fn(Activation, *mut f32, usize),
     pub(super) exp_sum: unsafe fn(*const f32, usize) -> (f32, f64),
     /// Of `f32` and `f16`.
@@ -52,6 +53,7 @@ macro_rules! instantiate {
             use crate::kernels::{ActBlock, AttentionArgs, EncodeArgs, GemmArgs};
             use crate::quant::QuantType;
             use crate::spec::Activation;
+            use attention_q8::{Bytes, Integral, Nibbles};
             use gemm_int::{Centered, Four, Planes, Table, Three, Two};
 
             type S = $simd;
@@ -155,7 +157,11 @@ macro_rules! instantiate {
             }
             $(#[$feature])*
             unsafe fn attend_q8(args: &AttentionArgs<'_>) {
-                unsafe { attention::attention::<S, attention_q8::Bytes, $bq, $bk, $bv, $bk1, $bv1>(args) }
+                unsafe { attention::attention::<S, Integral<Bytes>, $bq, $bk, $bv, $bk1, $bv1>(args) }
+            }
+            $(#[$feature])*
+            unsafe fn attend_q4(args: &AttentionArgs<'_>) {
+                unsafe { attention::attention::<S, Integral<Nibbles>, $bq, $bk, $bv, $bk1, $bv1>(args) }
             }
             $(#[$feature])*
             unsafe fn layer_norm(x: *const f32, n: usize, w: *const f32, b: *const f32, eps: f32, out: *mut f32) {
@@ -176,6 +182,10 @@ macro_rules! instantiate {
             $(#[$feature])*
             unsafe fn to_q8(x: *const f32, n: usize, out: *mut i8) -> u16 {
                 unsafe { rows::to_q8::<S>(x, n, out) }
+            }
+            $(#[$feature])*
+            unsafe fn to_q4(x: *const f32, n: usize, out: *mut i8) -> u16 {
+                unsafe { rows::to_q4::<S>(x, n, out) }
             }
             $(#[$feature])*
             unsafe fn activate(kind: Activation, x: *mut f32, n: usize) {
@@ -222,11 +232,12 @@ macro_rules! instantiate {
                     [q3_one, q3_many],
                     [q2_one, q2_many],
                 ],
-                attention: [attend_f32, attend_f16, attend_q8],
+                attention: [attend_f32, attend_f16, attend_q8, attend_q4],
                 norm: [layer_norm, rms_norm],
                 quantize,
                 to_f16,
                 to_q8,
+                to_q4,
                 activate,
                 exp_sum,
                 encode: [encode_f32, encode_f16],

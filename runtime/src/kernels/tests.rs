@@ -191,6 +191,28 @@ proptest! {
     }
 
     #[test]
+    fn four_bits_and_their_scale_are_as_near_as_can_be(n in 1usize..100, seed: u64, exponent in -12i32..14) {
+        let x: Vec<f32> = values(n, seed).iter().map(|v| v * 2f32.powi(exponent)).collect();
+        let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let error = |q: &[i8], scale: f32| x.iter().zip(q).map(|(x, &q)| (x - f32::from(q) * scale).powi(2)).sum::<f32>();
+        let mut expected = None;
+        for k in all() {
+            let mut q = vec![5; n.next_multiple_of(PANEL_ROWS)];
+            let bits = k.to_q4(&x, &mut q);
+            let scale = half::f16::from_bits(bits).to_f32();
+            // No worse than any of the steps that are tried: an eighth of the largest magnitude, of either sign, and less.
+            for part in (0..8).flat_map(|i| [1, -1].map(|sign| sign as f32 * (1.0 - 0.06 * i as f32))) {
+                let step = largest / 8.0 * part;
+                let plain: Vec<i8> = x.iter().map(|x| (x / step).round().clamp(-8.0, 7.0) as i8).collect();
+                prop_assert!(error(&q, scale) <= 1.01 * error(&plain, step) + 1e-4 * largest * largest, "{part}");
+            }
+            prop_assert!(q.iter().all(|q| (-8..=7).contains(q)) && q[n..].iter().all(|&q| q == 0));
+            let found = (bits, q);
+            prop_assert_eq!(&found, expected.get_or_insert_with(|| found.clone()), "{}", k.name());
+        }
+    }
+
+    #[test]
     fn attention_in_bytes_is_as_near_as_its_steps(head_dim in 1usize..100, first in 0usize..300, seed: u64) {
         let scalar = *all().last().unwrap();
         let found = attend((scalar, CacheType::Q8, Scoring::scaled(SCALE)), head_dim, first, 1, seed, 1);
@@ -337,21 +359,25 @@ fn attention_is_right() {
         Scoring { window: 1, ..plain },
         Scoring { cap: 5.0, slope: 0.01, window: 400, ..plain },
     ];
-    let types = [(CacheType::F32, 3e-5), (CacheType::F16, 3e-5), (CacheType::Q8, 2e-3)];
+    let types = [(CacheType::F32, 3e-5), (CacheType::F16, 3e-5), (CacheType::Q8, 2e-3), (CacheType::Q4, 2e-3)];
     for ((cache_type, allowed), scoring) in types.into_iter().flat_map(|t| scorings.map(|s| (t, s))) {
         let found = attend((*all().last().unwrap(), cache_type, scoring), head_dim, first, n, seed, n);
         // What the cache holds: bytes of a scale for each key and each value.
         let kept: Vec<f64> = kv
             .chunks_exact(head_dim)
-            .flat_map(|x| {
+            .enumerate()
+            .flat_map(|(i, x)| {
+                let mut codes = vec![0; head_dim.next_multiple_of(PANEL_ROWS)];
+                let step = half::f16::from_bits(all().last().unwrap().to_q4(x, &mut codes)).to_f64();
                 let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
                 let scale = half::f16::from_f32(largest / 127.0).to_f64();
-                x.iter().map(move |&x| {
+                x.iter().zip(codes).map(move |(&x, code)| {
                     let x = f64::from(x);
-                    if cache_type == CacheType::Q8 {
-                        (x / scale).round_ties_even().clamp(-127.0, 127.0) * scale
-                    } else {
-                        x
+                    let in_bytes = (x / scale).round_ties_even().clamp(-127.0, 127.0) * scale;
+                    match cache_type {
+                        CacheType::F32 | CacheType::F16 => x,
+                        CacheType::Q4 if i % 2 == 1 => f64::from(code) * step,
+                        CacheType::Q8 | CacheType::Q4 => in_bytes,
                     }
                 })
             })
@@ -387,15 +413,18 @@ fn attention_is_right() {
 fn damage_in_a_cache_of_bytes_shows() {
     let (head_dim, first) = (20, 70);
     for k in all() {
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let types = [CacheType::Q8, CacheType::Q4];
+        let damage = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+        for (bad, cache_type) in damage.into_iter().flat_map(|bad| types.map(|t| (bad, t))) {
             let mut q = vec![0; 32];
             let mut x = values(head_dim, 1);
             x[17] = bad;
             assert!(half::f16::from_bits(k.to_q8(&x, &mut q)).is_nan(), "{} {bad}", k.name());
+            assert!(half::f16::from_bits(k.to_q4(&x, &mut q)).is_nan(), "{} {bad} in 4 bits", k.name());
             let (q, mut kv) = operands(head_dim, first + 1, 1, 1);
             kv[30 * 2 * head_dim + head_dim + 3] = bad;
             let mut pool = Pool::new(1).unwrap();
-            let mut cache = KvCache::new(&one_head(head_dim), CacheType::Q8, first + 1).unwrap();
+            let mut cache = KvCache::new(&one_head(head_dim), cache_type, first + 1).unwrap();
             let mut parts = [Part { cache: &mut cache, positions: 0..first + 1, row: 0 }];
             kv_cache::store((k, &mut pool), 0, &mut parts, (&kv, 2 * head_dim));
             let mut out = vec![0.0; head_dim];

@@ -1,9 +1,12 @@
-//! Keys and values in 8 bits, with one scale for each head and position.
+//! Keys in 8 bits, values in 8 or 4, with one scale for each head and position.
 //!
 //! ```text
 //! keys   [64 / 16][head_dim padded to 4 / 4][16 positions][4 dimensions]   i8
 //! values [64 / 4][head_dim padded to 16][4 positions]                       i8
 //! scales of keys [64], of values [64]                                       f16
+//!
+//! values in 4 bits, a byte being one position's number + 8, and 16 times that of the position four on:
+//!        [64 / 8][head_dim padded to 16][4 positions]
 //! ```
 //!
 //! Both products are integer dot products, exact and therefore the same on every instruction set. Queries and probabilities
@@ -13,21 +16,77 @@
 use super::attention::{CHUNK, CHUNK_BLOCKS, KEYS, Kept};
 use crate::kernels::AttentionArgs;
 use crate::kernels::simd::{LANES, Simd};
+use std::marker::PhantomData;
 
 /// The largest integer: its high part is 127, and the low part of others lies in -64..=64.
 const MOST: f32 = 127.0 * 128.0;
 /// Columns of a dot product.
 const GROUP: usize = 4;
 
-/// The kind.
+/// How a line of 64 bytes holds the numbers of values.
+pub(in crate::kernels) trait Line<S: Simd> {
+    /// Operands of 64 numbers that a line holds: 1 or 2.
+    const OPERANDS: usize;
+    /// What is added to every number.
+    const OFFSET: i32;
+    /// The operands; the second is of no use if there is one.
+    unsafe fn load(p: *const u8) -> [S::B; 2];
+    /// `acc[row] + sum over 4 columns of operand[row][col] * x[col]`.
+    unsafe fn dot(acc: S::I, operand: S::B, x: *const i8) -> S::I;
+}
+
+/// 64 numbers in -127..=127.
 pub(in crate::kernels) struct Bytes;
+
+impl<S: Simd> Line<S> for Bytes {
+    const OPERANDS: usize = 1;
+    const OFFSET: i32 = S::I8_OFFSET;
+
+    #[inline(always)]
+    unsafe fn load(p: *const u8) -> [S::B; 2] {
+        // SAFETY: passed on.
+        unsafe { [S::load_i8(p); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(acc: S::I, operand: S::B, x: *const i8) -> S::I {
+        // SAFETY: passed on.
+        unsafe { S::dot_i8(acc, operand, x) }
+    }
+}
+
+/// 128 numbers in -8..=7.
+pub(in crate::kernels) struct Nibbles;
+
+impl<S: Simd> Line<S> for Nibbles {
+    const OPERANDS: usize = 2;
+    const OFFSET: i32 = S::CODE_OFFSET;
+
+    #[inline(always)]
+    unsafe fn load(p: *const u8) -> [S::B; 2] {
+        // SAFETY: passed on.
+        unsafe {
+            let line = S::load_bytes(p);
+            [S::centered(S::mask(line, 15), 8), S::centered(S::mask(S::shift_right(line, 4), 15), 8)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(acc: S::I, operand: S::B, x: *const i8) -> S::I {
+        // SAFETY: passed on.
+        unsafe { S::dot_code(acc, operand, x) }
+    }
+}
+
+/// The kind, by its values.
+pub(in crate::kernels) struct Integral<L>(PhantomData<L>);
 
 /// `Q` vectors as integers.
 pub(in crate::kernels) struct Integers<const Q: usize, const N: usize> {
     high: [[i8; N]; Q],
     low: [[i8; N]; Q],
-    /// Where sums of products of high parts start, so that what raised operands add to both sums cancels out.
-    starts: [i32; Q],
+    /// The sums of the high parts and of the low parts: what raised operands add to products, for each 1 they are raised by.
+    sums: [[i32; 2]; Q],
     /// What the integer 1 stands for.
     units: [f32; Q],
 }
@@ -35,7 +94,7 @@ pub(in crate::kernels) struct Integers<const Q: usize, const N: usize> {
 impl<const Q: usize, const N: usize> Integers<Q, N> {
     #[inline(always)]
     fn zero() -> Self {
-        Self { high: [[0; N]; Q], low: [[0; N]; Q], starts: [0; Q], units: [0.0; Q] }
+        Self { high: [[0; N]; Q], low: [[0; N]; Q], sums: [[0; 2]; Q], units: [0.0; Q] }
     }
 
     /// Makes the `vectors` vectors that `at` gives, which are kept in `x` meanwhile, integers of vector `i`.
@@ -60,20 +119,18 @@ impl<const Q: usize, const N: usize> Integers<Q, N> {
             }
             let most = S::largest(most);
             let inverse = S::splat(if most > 0.0 { MOST / most } else { 0.0 });
-            let mut sum = S::splat(0.0);
+            let mut sums = [S::splat(0.0); 2];
             for v in 0..vectors {
                 let integer = whole::<S>(S::mul(S::load(p.add(v * LANES)), inverse));
                 let high = whole::<S>(S::mul(integer, S::splat(1.0 / 128.0)));
                 S::store_i8(self.high[i].as_mut_ptr().add(v * LANES), high);
                 let low = S::fma(high, S::splat(-128.0), integer);
                 S::store_i8(self.low[i].as_mut_ptr().add(v * LANES), low);
-                sum = S::add(sum, integer);
+                sums = [S::add(sums[0], high), S::add(sums[1], low)];
             }
-            if S::I8_OFFSET != 0 {
-                // Products of raised operands are too large by 128 times the sum of the parts:
-                // 128 * 128 * sum(high) + 128 * sum(low) = 128 * sum(integers) in all. Whole numbers: exact in any order.
-                const { assert!(S::I8_OFFSET == 0 || S::I8_OFFSET == 128) };
-                self.starts[i] = -(S::sum(sum) as i32);
+            if S::I8_OFFSET != 0 || S::CODE_OFFSET != 0 {
+                // Whole numbers: exact in any order.
+                self.sums[i] = [S::sum(sums[0]) as i32, S::sum(sums[1]) as i32];
             }
             self.units[i] = most / MOST + S::sum(poison);
         }
@@ -96,17 +153,23 @@ unsafe fn joined<S: Simd>(high: S::I, low: S::I) -> S::F {
     unsafe { S::fma(S::to_f(high), S::splat(128.0), S::to_f(low)) }
 }
 
-/// Where the scales of keys begin, and those of values.
-#[inline(always)]
-unsafe fn scales(block: *const u8, head_dim: usize) -> (*const u16, *const u16) {
-    // SAFETY: inside the caller's block.
-    unsafe {
-        let scales = block.add(KEYS * (head_dim.next_multiple_of(GROUP) + head_dim.next_multiple_of(LANES)));
-        (scales.cast(), scales.add(2 * KEYS).cast())
+impl<L> Integral<L> {
+    /// Where the scales of keys begin, and those of values.
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(block: *const u8, head_dim: usize) -> (*const u16, *const u16)
+    where
+        L: Line<S>,
+    {
+        // SAFETY: inside the caller's block.
+        unsafe {
+            let values = KEYS * head_dim.next_multiple_of(LANES) / L::OPERANDS;
+            let scales = block.add(KEYS * head_dim.next_multiple_of(GROUP) + values);
+            (scales.cast(), scales.add(2 * KEYS).cast())
+        }
     }
 }
 
-impl<S: Simd> Kept<S> for Bytes {
+impl<S: Simd, L: Line<S>> Kept<S> for Integral<L> {
     type Queries<const Q: usize, const D: usize> = Integers<Q, D>;
     type Weights<const Q: usize> = Integers<Q, CHUNK>;
 
@@ -119,7 +182,7 @@ impl<S: Simd> Kept<S> for Bytes {
     unsafe fn ask_for_scales(block: *const u8, head_dim: usize) {
         // SAFETY: prefetches; the features are the caller's promise.
         unsafe {
-            let (scales, _) = scales(block, head_dim);
+            let (scales, _) = Self::scales::<S>(block, head_dim);
             for line in 0..4 * KEYS / 64 {
                 S::prefetch(scales.cast::<u8>().wrapping_add(line * 64));
             }
@@ -165,7 +228,8 @@ impl<S: Simd> Kept<S> for Bytes {
             let mut high = [[S::splat_i(0); K]; Q];
             let mut low = [[S::splat_i(0); K]; Q];
             for i in 0..Q {
-                high[i] = [S::splat_i(queries.starts[i]); K];
+                high[i] = [S::splat_i(-S::I8_OFFSET * queries.sums[i][0]); K];
+                low[i] = [S::splat_i(-S::I8_OFFSET * queries.sums[i][1]); K];
             }
             for group in 0..groups {
                 for k in 0..K {
@@ -180,7 +244,7 @@ impl<S: Simd> Kept<S> for Bytes {
             }
             let mut scores = [[S::splat(0.0); K]; Q];
             for k in 0..K {
-                let scale = S::load_f16(scales(block, head_dim).0.add((tile + k) * LANES));
+                let scale = S::load_f16(Self::scales::<S>(block, head_dim).0.add((tile + k) * LANES));
                 for i in 0..Q {
                     let unit = S::mul(scale, S::splat(queries.units[i]));
                     scores[i][k] = S::mul(joined::<S>(high[i][k], low[i][k]), unit);
@@ -209,7 +273,7 @@ impl<S: Simd> Kept<S> for Bytes {
         unsafe {
             weights.set::<S>(i, probabilities, tiles, |tile, p| {
                 let (block, at) = (blocks[tile * LANES / KEYS], tile * LANES % KEYS);
-                let scale = scales(block, head_dim).1.add(at);
+                let scale = Self::scales::<S>(block, head_dim).1.add(at);
                 let mut weight = S::mul(S::load(p), S::load_f16(scale));
                 if (tile + 1) * LANES > n {
                     // Scales of positions that do not count may be anything.
@@ -239,20 +303,24 @@ impl<S: Simd> Kept<S> for Bytes {
             let mut high = [[S::splat_i(0); V]; Q];
             let mut low = [[S::splat_i(0); V]; Q];
             for i in 0..Q {
-                high[i] = [S::splat_i(weights.starts[i]); V];
+                high[i] = [S::splat_i(-L::OFFSET * weights.sums[i][0]); V];
+                low[i] = [S::splat_i(-L::OFFSET * weights.sums[i][1]); V];
             }
             for first in (0..n).step_by(KEYS) {
                 let b = first / KEYS;
                 let values = blocks[b].add(values_at);
                 let ahead = if first + KEYS < n { blocks[b + 1].wrapping_add(values_at) } else { ahead };
-                for j in (0..KEYS.min(n - first)).step_by(GROUP) {
+                for j in (0..KEYS.min(n - first)).step_by(GROUP * L::OPERANDS) {
                     for v in 0..V {
-                        let line = (j / GROUP * vectors + vector + v) * 64;
-                        S::prefetch_second(ahead.wrapping_add(line));
-                        let value = S::load_i8(values.add(line));
-                        for i in 0..Q {
-                            high[i][v] = S::dot_i8(high[i][v], value, weights.high[i].as_ptr().add(first + j));
-                            low[i][v] = S::dot_i8(low[i][v], value, weights.low[i].as_ptr().add(first + j));
+                        let start = (j / (GROUP * L::OPERANDS) * vectors + vector + v) * 64;
+                        S::prefetch_second(ahead.wrapping_add(start));
+                        let value = L::load(values.add(start));
+                        for part in 0..L::OPERANDS {
+                            let at = first + j + part * GROUP;
+                            for i in 0..Q {
+                                high[i][v] = L::dot(high[i][v], value[part], weights.high[i].as_ptr().add(at));
+                                low[i][v] = L::dot(low[i][v], value[part], weights.low[i].as_ptr().add(at));
+                            }
                         }
                     }
                 }

@@ -6,6 +6,9 @@ use crate::kernels::simd::{LANES, Simd};
 use crate::quant::BLOCK;
 use crate::spec::Activation;
 
+/// Scales that [`to_q4`] tries, relative to the one that makes the largest magnitude 8.
+const Q4_SCALES: [f32; 8] = [1.0, 0.94, 0.88, 0.82, 0.76, 0.7, 0.64, 0.58];
+
 /// The last, partial vector of `n` values at `p`, filled up.
 #[inline(always)]
 unsafe fn tail<S: Simd>(p: *const f32, n: usize, fill: f32) -> S::F {
@@ -175,6 +178,52 @@ pub(in crate::kernels) unsafe fn to_q8<S: Simd>(x: *const f32, n: usize, out: *m
             S::store_i8(out.add(i), S::max(S::min(q, S::splat(127.0)), S::splat(-127.0)));
         }
         bits[0]
+    }
+}
+
+/// Quantizes `n` values to integers in -8..=7 with one scale, whose f16 bits are returned: of [`Q4_SCALES`], relative to the one
+/// that makes the largest magnitude 8, the one with the least squared error, the first of equals. `out` is padded to 16
+/// with zeros. NaN and infinity make the scale NaN.
+#[inline(always)]
+pub(in crate::kernels) unsafe fn to_q4<S: Simd>(x: *const f32, n: usize, out: *mut i8) -> u16 {
+    // SAFETY: the caller's pointers cover `n` elements, `out` rounded up to 16; the last, partial vector goes through an array.
+    unsafe {
+        let whole = n / LANES * LANES;
+        let mut last = [0.0f32; LANES];
+        last[..n - whole].copy_from_slice(std::slice::from_raw_parts(x.add(whole), n - whole));
+        let at = |i: usize| S::load(if i < whole { x.add(i) } else { last.as_ptr() });
+        let (mut most, mut poison) = (S::splat(0.0), S::splat(0.0));
+        for i in (0..n).step_by(LANES) {
+            most = S::max(most, S::abs(at(i)));
+            poison = S::fma(at(i), S::splat(0.0), poison);
+        }
+        let (most, poison) = (S::largest(most), S::sum(poison));
+        // The scale of these bits, and what to multiply by: 0 where no scale is small enough.
+        let rounded = |scale: f32| {
+            let mut bits = [0u16; LANES];
+            S::store_f16(bits.as_mut_ptr(), S::splat(scale.clamp(-65504.0, 65504.0) + poison));
+            let scale = S::to_array(S::load_f16(bits.as_ptr()))[0];
+            (bits[0], S::splat(scale), S::splat(if scale.abs() > 0.0 { 1.0 / scale } else { 0.0 }))
+        };
+        let code = |x: S::F, inverse: S::F| S::max(S::min(S::round(S::mul(x, inverse)), S::splat(7.0)), S::splat(-8.0));
+        let (mut best, mut least) = (most / -8.0, f32::INFINITY);
+        for candidate in Q4_SCALES.into_iter().flat_map(|part| [most / -8.0 * part, most / 8.0 * part]) {
+            let (_, scale, inverse) = rounded(candidate);
+            let mut errors = S::splat(0.0);
+            for i in (0..n).step_by(LANES) {
+                let error = S::sub(S::mul(code(at(i), inverse), scale), at(i));
+                errors = S::fma(error, error, errors);
+            }
+            let error = S::sum(errors);
+            if error < least {
+                (best, least) = (candidate, error);
+            }
+        }
+        let (bits, _, inverse) = rounded(best);
+        for i in (0..n).step_by(LANES) {
+            S::store_i8(out.add(i), code(at(i), inverse));
+        }
+        bits
     }
 }
 
