@@ -1,6 +1,6 @@
 //! Opening a checkpoint, and converting it.
 
-use crate::calibrate::{self, Calibrator};
+use crate::calibrate::{self, Calibrator, Journal};
 use crate::checkpoint::{Layout, Weights, gguf, read_range, read_small};
 use crate::error::{ConvertError, shown};
 use crate::family::{self, Described};
@@ -271,7 +271,8 @@ pub fn convert(
 
 /// Converts a checkpoint with data: a text runs through the model block by block, and every matrix is rounded so that what it
 /// gives changes least. With a [`Target`], each gets the bits that it needs. An f32 copy of the model stands beside the output
-/// meanwhile.
+/// meanwhile, and every block that is done, in [`journal_folder`](crate::journal_folder): after an end before the end, the same
+/// conversion goes on from there.
 ///
 /// The bytes depend on neither the number of threads nor the instruction set.
 ///
@@ -300,10 +301,16 @@ pub fn convert_calibrated(
     if let Some(target) = calibration.target {
         let probe = &ids[..ids.len().min(PROBE_TOKENS).min(window)];
         let step = |done, all| progress.measured(done, all);
-        let candidates = calibrate::measure((&model, &plan), probe, device, cancel, step)?;
+        let decides = [&model.file().header_digest()[..], bytemuck::cast_slice(probe)];
+        let journal = Journal::new(output, &decides);
+        let candidates = calibrate::measure((&model, &plan, &journal), probe, device, cancel, step)?;
         plan = checkpoint.plan_within(output, (target, calibration), &candidates, &plan)?;
     }
-    let mut tensors = Calibrator::new((&model, &plan), (&ids, window), device, cancel)?;
+    let types: String = plan.tensors.iter().map(|t| format!("{} {}\n", t.name, t.stored)).collect();
+    let window_bytes = (window as u64).to_le_bytes();
+    let decides = [&model.file().header_digest()[..], bytemuck::cast_slice(&ids), &window_bytes, types.as_bytes()];
+    let journal = Journal::new(output, &decides);
+    let mut tensors = Calibrator::new((&model, &plan, journal.clone()), (&ids, window), device, cancel)?;
     let sources = model.file().provenance().sources.clone();
     let job = Job {
         spec: checkpoint.spec(),
@@ -315,6 +322,7 @@ pub fn convert_calibrated(
     };
     let file_bytes = writer::write(job, output, progress, &mut tensors, || Ok(sources))?;
     drop(tensors);
+    journal.remove()?;
     Ok(Report { plan, file_bytes })
 }
 

@@ -39,6 +39,7 @@ mod stream;
 mod tokenizer;
 mod writer;
 
+pub use calibrate::journal_folder;
 pub use conversion::{Checkpoint, convert, convert_calibrated, write_random};
 pub use error::ConvertError;
 pub use family::supported_families;

@@ -4,8 +4,11 @@
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use tidbit_convert::{Calibration, Checkpoint, ConvertError, Options, Report, Target, convert, convert_calibrated};
+use std::sync::atomic::{AtomicBool, Ordering};
+use tidbit_convert::{
+    Calibration, Checkpoint, ConvertError, Options, Progress, Report, Target, convert, convert_calibrated,
+    journal_folder,
+};
 use tidbit_runtime::eval::{Windows, evaluate};
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::session::{Model, Session, SessionOptions};
@@ -271,8 +274,66 @@ fn a_target_is_met_or_refused() {
     let message = refused(Target::FileBytes(1000));
     let least: u64 = message.rsplit(' ').next().unwrap().parse().unwrap();
     assert!(message.contains("as small as 1000 bytes, the least is "), "{message}");
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    // But for the measurement, of use for a better target.
+    let left = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path());
+    assert_eq!(left.collect::<Vec<_>>(), [journal_folder(&output)]);
     assert_eq!(convert_to(Target::FileBytes(least), &output).unwrap().file_bytes, least);
+}
+
+/// Stops a conversion behind some block.
+struct StopBehind(Arc<AtomicBool>, &'static str, usize);
+
+impl Progress for StopBehind {
+    fn measured(&mut self, _: usize, _: usize) {
+        self.2 += 1;
+    }
+
+    fn tensor(&mut self, name: &str, _: u64) {
+        if name.starts_with(self.1) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+#[test]
+fn a_stopped_calibration_goes_on_where_it_was() {
+    let checkpoint = Checkpoint::open(&Path::new(TOP).join("models/gpt2-mini")).unwrap();
+    let target = Some(Target::BitsPerWeight(4.5));
+    let calibration = Calibration { name: "text.txt".into(), text: letters(8000, 5), windows: 2, target };
+    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let run = |folder: &Path, block: &'static str| {
+        let cancel = Arc::new(AtomicBool::new(false));
+        let options = Options { quant: QuantType::Q4, cancel: Some(Arc::clone(&cancel)) };
+        let mut progress = StopBehind(cancel, block, 0);
+        let done = convert_calibrated(&checkpoint, &folder.join("m"), (&options, &calibration), &mut progress);
+        (done, progress.2)
+    };
+    let kept = || {
+        let files = std::fs::read_dir(journal_folder(&folder.path().join("m"))).unwrap().map(|file| {
+            let file = file.unwrap();
+            (file.file_name().into_string().unwrap(), file.metadata().unwrap().modified().unwrap())
+        });
+        files.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    assert!(matches!(run(folder.path(), "layers.0."), (Err(ConvertError::Cancelled), 1..)));
+    let first = kept();
+    assert_eq!(first.keys().filter(|name| name.contains("block")).count(), 1, "{first:?}");
+    // Neither the measurement nor the first block is done again, and what is there of the third is of no use.
+    let sensitivity = first.keys().find(|name| name.contains("sensitivity")).unwrap();
+    assert!(matches!(run(folder.path(), "layers.1."), (Err(ConvertError::Cancelled), 0)));
+    let second = kept();
+    assert!(first.iter().all(|(name, made)| second.get(name) == Some(made)), "{first:?} {second:?}");
+    assert_eq!(second.len(), first.len() + 1, "{second:?}");
+    let block = second.keys().find(|name| name.contains("block-1")).unwrap();
+    let damaged = journal_folder(&folder.path().join("m")).join(block.replace("block-1", "block-2"));
+    std::fs::write(damaged, sensitivity).unwrap();
+    assert!(run(folder.path(), "none").0.is_ok());
+    assert!(run(other.path(), "none").0.is_ok());
+    let [resumed, at_once] = [&folder, &other].map(|folder| {
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        std::fs::read(folder.path().join("m")).unwrap()
+    });
+    assert!(resumed == at_once, "the bytes differ");
 }
 
 #[test]

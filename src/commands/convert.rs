@@ -34,7 +34,15 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
                 None => tidbit_convert::convert(&checkpoint, output, &options, &mut progress)?.plan,
                 Some(calibration) => {
                     let how = (&options, &calibration);
-                    tidbit_convert::convert_calibrated(&checkpoint, output, how, &mut progress)?.plan
+                    let done = tidbit_convert::convert_calibrated(&checkpoint, output, how, &mut progress);
+                    let kept = tidbit_convert::journal_folder(output);
+                    if done.is_err() && kept.exists() {
+                        note(&format!(
+                            "what is done is kept in {}: the same command goes on from there",
+                            kept.display()
+                        ));
+                    }
+                    done?.plan
                 }
             }
         }

@@ -9,6 +9,7 @@
 //! | `rounding` | weights to codes, with feedback |
 //! | `sensitivity` | how much each matrix matters |
 //! | `allocation` | bits for each matrix, when there is room for so many bytes |
+//! | `journal` | what was done, for the next run if this one is stopped |
 //!
 //! The text runs through the model block by block, on the runtime's own forward pass, so that every family is calibrated by the
 //! same code. Each block runs twice: as it was, for the sums, and as it will be, on integers, for what the next one sees.
@@ -17,6 +18,7 @@
 mod allocation;
 mod folding;
 mod hessian;
+mod journal;
 mod rounding;
 mod sensitivity;
 mod tap;
@@ -27,8 +29,9 @@ use crate::plan::Plan;
 use crate::rows::{Rows, Scratch};
 use crate::writer::{Content, Tensor};
 use hessian::Moments;
+use journal::Entries;
 use rounding::Rounder;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::Path;
 use tap::Tapped;
@@ -45,6 +48,8 @@ use tidbit_runtime::spec::{Head, Residual, Trained};
 use tidbit_runtime::storage::Bytes;
 
 pub(crate) use allocation::{Candidate, allocate, least_bytes};
+pub(crate) use journal::Journal;
+pub use journal::journal_folder;
 pub(crate) use sensitivity::measure;
 
 /// Tokens of a window, if the model takes so many.
@@ -59,6 +64,7 @@ pub(crate) struct Calibrator<'a> {
     /// In f32.
     model: &'a Model,
     plan: &'a Plan,
+    journal: Journal,
     cancel: Cancel<'a>,
     positions: Vec<usize>,
     backend: Tapped,
@@ -96,7 +102,7 @@ struct Work {
 impl<'a> Calibrator<'a> {
     /// `ids` is the text, in windows of `window` tokens.
     pub(crate) fn new(
-        (model, plan): (&'a Model, &'a Plan),
+        (model, plan, journal): (&'a Model, &'a Plan, Journal),
         (ids, window): (&[u32], usize),
         (kernels, threads): (Kernels, usize),
         cancel: Cancel<'a>,
@@ -112,7 +118,7 @@ impl<'a> Calibrator<'a> {
         }
         let cache = KvCache::new(spec, CacheType::F32, window)?;
         let (next, ready) = (Some(0), VecDeque::new());
-        Ok(Self { model, plan, cancel, positions, backend, acts, cache, states, next, ready })
+        Ok(Self { model, plan, journal, cancel, positions, backend, acts, cache, states, next, ready })
     }
 
     /// Runs over all windows: `run` is given the state of each.
@@ -157,6 +163,59 @@ impl<'a> Calibrator<'a> {
 
     /// Block `i`: its tensors are ready afterwards.
     fn block(&mut self, i: usize) -> Result<(), ConvertError> {
+        let (prefix, step) = (format!("layers.{i}."), format!("block-{i}"));
+        let done = self.journal.find(&step);
+        let found = done.and_then(|made| Some((self.rebuilt(i, &prefix, &made)?, made)));
+        let (layer, made) = match found {
+            Some(found) => found,
+            None => {
+                let made = self.rounded(i, &prefix)?;
+                self.journal.keep(&step, &made)?;
+                (self.rebuilt(i, &prefix, &made).expect("all that was rounded is there"), made)
+            }
+        };
+        self.emit(|name| name.starts_with(&prefix), made)?;
+        self.run((&layer, i), true)
+    }
+
+    /// Block `i` with the tensors that were made for it; `None` when some are missing or misshapen.
+    fn rebuilt(&self, i: usize, prefix: &str, made: &Entries) -> Option<Layer> {
+        let mut layer = self.model.weights().layers[i].clone();
+        let tensors = &self.plan.tensors;
+        let bytes_of = |name: &str| made.get(&format!("{prefix}{name}"));
+        for (name, linear) in linears_mut(&mut layer) {
+            let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
+            let name = format!("{name}.weight");
+            let planned = tensors.iter().find(|t| t.name.strip_prefix(prefix) == Some(&name))?;
+            let Stored::Matrix(quant) = planned.stored else { return None };
+            let bytes = Bytes::copy_from(bytes_of(&name)?);
+            linear.weight = Matrix::new(quant, rows, cols, bytes).ok()?;
+        }
+        let vector = |name: &str, values: &mut Vec<f32>| match bytes_of(name) {
+            Some(bytes) if bytes.len() == values.len() * 4 => {
+                *values = floats(bytes);
+                Some(())
+            }
+            // Nothing trained.
+            None if tensors.iter().all(|t| t.name.strip_prefix(prefix) != Some(name)) => Some(()),
+            _ => None,
+        };
+        for (name, norm) in [("attn_norm", &mut layer.attn_norm), ("mlp_norm", &mut layer.mlp_norm)] {
+            if let Some(norm) = norm {
+                vector(&format!("{name}.weight"), &mut norm.gain)?;
+                vector(&format!("{name}.bias"), &mut norm.bias)?;
+            }
+        }
+        for (name, linear) in linears_mut(&mut layer) {
+            if let Some(bias) = &mut linear.bias {
+                vector(&format!("{name}.bias"), bias)?;
+            }
+        }
+        Some(layer)
+    }
+
+    /// Rounds block `i`: the bytes of its matrices, and its vectors.
+    fn rounded(&mut self, i: usize, prefix: &str) -> Result<Entries, ConvertError> {
         let model = self.model;
         let original = &model.weights().layers[i];
         let parts = linears(original);
@@ -178,16 +237,18 @@ impl<'a> Calibrator<'a> {
         let mut layer = original.clone();
         self.move_scales(&mut layer, &mut work);
 
-        let (prefix, mut made) = (format!("layers.{i}."), BTreeMap::new());
-        for (work, (_, linear)) in work.into_iter().zip(linears_mut(&mut layer)) {
+        let mut made = Entries::new();
+        for work in work {
             self.cancel.check()?;
             let name = format!("{prefix}{}.weight", work.name);
-            let (content, matrix) = self.round(&name, work)?;
-            linear.weight = matrix;
-            made.insert(name, content);
+            let bytes = self.round(&name, work)?;
+            made.insert(name, bytes);
         }
         let mut vectors = |name: &str, values: &[f32]| {
-            made.insert(format!("{prefix}{name}"), Content::Rows(Box::new(Values(values.to_vec()))));
+            let name = format!("{prefix}{name}");
+            if self.plan.tensors.iter().any(|t| t.name == name) {
+                made.insert(name, bytemuck::cast_slice(values).to_vec());
+            }
         };
         for (name, norm) in [("attn_norm", &layer.attn_norm), ("mlp_norm", &layer.mlp_norm)] {
             if let Some(norm) = norm {
@@ -200,8 +261,7 @@ impl<'a> Calibrator<'a> {
                 vectors(&format!("{name}.bias"), bias);
             }
         }
-        self.emit(|name| name.starts_with(&prefix), made)?;
-        self.run((&layer, i), true)
+        Ok(made)
     }
 
     /// Moves scales out of the block's activations, wherever that changes nothing else.
@@ -269,8 +329,8 @@ impl<'a> Calibrator<'a> {
         }
     }
 
-    /// A matrix as it is planned: for the file, and for the blocks behind.
-    fn round(&self, name: &str, work: Work) -> Result<(Content, Matrix), ConvertError> {
+    /// A matrix as it is planned: its bytes in the file.
+    fn round(&self, name: &str, work: Work) -> Result<Vec<u8>, ConvertError> {
         let Work { weights, fed, .. } = work;
         let cols = fed.moments.n();
         let rows = weights.len() / cols;
@@ -279,7 +339,7 @@ impl<'a> Calibrator<'a> {
         let Some(rounder) = Rounder::new(quant) else {
             let matrix = Matrix::encode(quant, rows, cols, &weights)
                 .map_err(|e| refused(self.model, name, e.row, e.col, e.value))?;
-            return Ok((Content::Encoded(matrix.bytes().to_vec()), matrix));
+            return Ok(matrix.bytes().to_vec());
         };
         if let Some(at) = weights.iter().position(|w| !w.is_finite()) {
             return Err(refused(self.model, name, at / cols, at % cols, weights[at]));
@@ -296,10 +356,7 @@ impl<'a> Calibrator<'a> {
             fed.held_out.weigh(&errors)
         };
         let [with_feedback, nearest] = [error(&candidates[0]), error(&candidates[1])];
-        let bytes = rounder.encode(&candidates[usize::from(nearest < with_feedback)]);
-        let matrix =
-            Matrix::new(quant, rows, cols, Bytes::copy_from(&bytes)).expect("as many bytes as planned, aligned");
-        Ok((Content::Encoded(bytes), matrix))
+        Ok(rounder.encode(&candidates[usize::from(nearest < with_feedback)]))
     }
 
     /// What is neither in a block nor behind them, and then the head.
@@ -307,7 +364,7 @@ impl<'a> Calibrator<'a> {
         let model = self.model;
         let (spec, weights) = (model.spec(), model.weights());
         let window = self.positions.len();
-        let mut made = BTreeMap::new();
+        let mut made = Entries::new();
         // Where rows are as wide as the residual stream, and the final norm gives them.
         if let (Some(head), None) = (&weights.head, &weights.head_project) {
             self.backend.watch(head)?;
@@ -328,21 +385,22 @@ impl<'a> Calibrator<'a> {
                 work.fed.divide(&factors);
             }
             if let Some(norm) = norm {
-                made.insert("final_norm.weight".into(), Content::Rows(Box::new(Values(norm.gain)) as Box<dyn Rows>));
-                made.insert("final_norm.bias".into(), Content::Rows(Box::new(Values(norm.bias))));
+                made.insert("final_norm.weight".into(), bytemuck::cast_slice(&norm.gain).to_vec());
+                made.insert("final_norm.bias".into(), bytemuck::cast_slice(&norm.bias).to_vec());
             }
             let name = if spec.head == Head::Tied { "embed.tokens" } else { "head.weight" };
-            made.insert(name.into(), self.round(name, work)?.0);
+            made.insert(name.into(), self.round(name, work)?);
         }
         self.emit(|name| !name.starts_with("layers."), made)
     }
 
     /// Hands over the planned tensors of some names: as they were made, or else as they were.
-    fn emit(&mut self, wanted: impl Fn(&str) -> bool, mut made: BTreeMap<String, Content>) -> Result<(), ConvertError> {
+    fn emit(&mut self, wanted: impl Fn(&str) -> bool, mut made: Entries) -> Result<(), ConvertError> {
         for (i, tensor) in self.plan.tensors.iter().enumerate().filter(|(_, t)| wanted(&t.name)) {
             let file = self.model.file();
             let content = match (made.remove(&tensor.name), tensor.stored) {
-                (Some(content), _) => content,
+                (Some(bytes), Stored::Matrix(_)) => Content::Encoded(bytes),
+                (Some(bytes), _) => Content::Rows(Box::new(Values(floats(&bytes)))),
                 (None, Stored::Matrix(_)) => {
                     Content::Rows(Box::new(Decoded(file.matrix(&tensor.name)?, tensor.name.clone())))
                 }
@@ -422,6 +480,11 @@ fn linears_mut(layer: &mut Layer) -> Vec<(String, &mut Linear)> {
         list.push((format!("{name}.down"), &mut n.down));
     }
     list
+}
+
+/// The numbers of these bytes, as this machine has them.
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|four| f32::from_ne_bytes([four[0], four[1], four[2], four[3]])).collect()
 }
 
 /// All values, row by row.

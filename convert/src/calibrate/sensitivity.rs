@@ -1,6 +1,7 @@
 //! How much each matrix matters: the divergence of the model's predictions when it alone is rounded.
 
 use super::allocation::{Candidate, PROBE};
+use super::journal::{Entries, Journal};
 use super::rounding::Rounder;
 use super::{decode, linears, linears_mut};
 use crate::Cancel;
@@ -31,8 +32,37 @@ struct Probe<'a> {
     expected: Vec<f32>,
 }
 
-/// The divergence that each matrix of the plan causes when it alone is rounded to [`PROBE`], on one text.
+/// The divergence that each matrix of the plan causes when it alone is rounded to [`PROBE`], on one text. It is measured once and kept.
 pub(crate) fn measure(
+    (model, plan, journal): (&Model, &Plan, &Journal),
+    ids: &[u32],
+    device: (Kernels, usize),
+    cancel: Cancel<'_>,
+    progress: impl FnMut(usize, usize),
+) -> Result<Vec<Candidate>, ConvertError> {
+    const STEP: &str = "sensitivity";
+    if let Some(found) = journal.find(STEP).and_then(|kept| candidates(plan, &kept)) {
+        return Ok(found);
+    }
+    let found = measure_now((model, plan), ids, device, cancel, progress)?;
+    let of = |c: &Candidate| (plan.tensors[c.tensor].name.clone(), c.divergence.to_le_bytes().to_vec());
+    journal.keep(STEP, &found.iter().map(of).collect())?;
+    Ok(found)
+}
+
+/// What was kept of a measurement, in the order of the plan; `None` when it is not one of this plan.
+fn candidates(plan: &Plan, kept: &Entries) -> Option<Vec<Candidate>> {
+    let mut found = Vec::new();
+    for (tensor, planned) in plan.tensors.iter().enumerate() {
+        if let Some(bytes) = kept.get(&planned.name) {
+            let divergence = f64::from_le_bytes(bytes.as_slice().try_into().ok()?);
+            found.push(Candidate { tensor, shape: planned.shape.as_slice().try_into().ok()?, divergence });
+        }
+    }
+    (found.len() == kept.len()).then_some(found)
+}
+
+fn measure_now(
     (model, plan): (&Model, &Plan),
     ids: &[u32],
     (kernels, threads): (Kernels, usize),

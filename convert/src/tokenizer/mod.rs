@@ -56,9 +56,11 @@ pub(crate) fn load(folder: &Path, vocab_size: usize) -> Result<Loaded, ConvertEr
     if let Some(tokenizer) = &mut loaded.tokenizer {
         let (chat, files) = chat::load(folder)?;
         tokenizer.chat = chat;
-        loaded.files.extend(files);
-        loaded.files.sort();
-        loaded.files.dedup();
+        for file in files {
+            if !loaded.files.contains(&file) {
+                loaded.files.push(file);
+            }
+        }
     }
     Ok(loaded)
 }
