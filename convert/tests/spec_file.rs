@@ -91,6 +91,21 @@ fn yaml_of(spec: &Spec) -> String {
         Position::None => "none",
     };
     add("pos_type", Some(kind.into()));
+    more(spec, &mut add);
+    if let Some(window) = &a.window {
+        add("window", Some(window.size.into()));
+        add("window_layers", window.layers.clone().map(Value::from));
+        keys.extend(window.rotary.iter().flat_map(|r| rope("window_", r)));
+    }
+    if let Position::Rotary(rotary) = &spec.position {
+        keys.extend(rope("", rotary));
+    }
+    keys.iter().map(|(key, value)| format!("{key}: {value}\n")).collect()
+}
+
+/// What goes with ALiBi, query and key norms, and experts.
+fn more(spec: &Spec, add: &mut impl FnMut(&str, Option<Value>)) {
+    let (a, m) = (&spec.attention, &spec.mlp);
     if let Position::Alibi(alibi) = &spec.position {
         add("alibi_max_bias", Some(alibi.max_bias.into()));
         add("alibi_bf16", Some(alibi.bf16.into()));
@@ -116,15 +131,6 @@ fn yaml_of(spec: &Spec) -> String {
         add("shared_expert_dim", experts.shared_dim.map(Value::from));
         add("moe_layers", experts.layers.clone().map(Value::from));
     }
-    if let Some(window) = &a.window {
-        add("window", Some(window.size.into()));
-        add("window_layers", window.layers.clone().map(Value::from));
-        keys.extend(window.rotary.iter().flat_map(|r| rope("window_", r)));
-    }
-    if let Position::Rotary(rotary) = &spec.position {
-        keys.extend(rope("", rotary));
-    }
-    keys.iter().map(|(key, value)| format!("{key}: {value}\n")).collect()
 }
 
 fn norm(kind: NormKind) -> &'static str {

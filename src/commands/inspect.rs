@@ -131,12 +131,18 @@ fn inspect_config(args: &InspectArgs, config: &Path) -> anyhow::Result<()> {
     let _ = writeln!(text, "cache         bytes a token: {}", caches.join(", "));
     let (threads, expected) = estimate::expected(&spec, &plans)?;
     let fastest = expected.first().map_or(0.0, |e| e.read_gb_per_s);
-    let _ = writeln!(text, "model file, without a tokenizer; tokens/s at most (an estimate: {threads} threads read");
-    let _ = writeln!(text, "{fastest:.1} GB/s here, and decode reaches most of that)");
+    let _ = writeln!(
+        text,
+        "model file, without a tokenizer; speed is an estimate: {threads} threads read {fastest:.1} GB/s here"
+    );
     for (plan, expected) in plans.iter().zip(&expected) {
         let (size, bits) = (DecimalBytes(plan.file_bytes).to_string(), plan.bits_per_weight);
         let speed = expected.tokens_per_s;
-        let _ = writeln!(text, "  {:<10}  {size:>10}, {bits:>6.3} bits per weight  {speed:>9.1} tokens/s", plan.quant);
+        let _ = writeln!(
+            text,
+            "  {:<10}  {size:>10}, {bits:>6.3} bits per weight, at most {speed:>8.1} tokens/s",
+            plan.quant
+        );
     }
     if !ignored.is_empty() {
         let _ = writeln!(text, "no effect     {}", ignored.join(", "));

@@ -136,6 +136,9 @@ impl Layout {
             let weights = match name.rsplit_once('.') {
                 Some((_, "safetensors" | "bin" | "pt" | "pth")) => Source::Single(path.into(), kind),
                 Some((_, "json")) if name.ends_with(".index.json") => Source::Index(path.into(), kind),
+                Some((_, "yaml" | "yml")) => {
+                    return Err(missing("describes a model, expected its weights, and this file as --spec".into()));
+                }
                 _ => {
                     return Err(missing(
                         "expected a folder, or a file called *.safetensors, *.bin, *.index.json or *.gguf".into(),

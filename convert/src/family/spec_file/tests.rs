@@ -234,120 +234,113 @@ fn every_key_and_every_kind_can_be_had() {
     }
 }
 
+/// What is wrong with a file, and what the message says.
+const WRONG: &[(&[(&str, &str)], &str)] = &[
+    (&[("n_layer", "3")], "`n_layer` is 3, expected no such key; did you mean `n_layers`?"),
+    (&[("hidden_size", "24")], "`hidden_size` is 24, expected no such key; did you mean `d_model`?"),
+    (&[("qwertz", "1")], "`qwertz` is 1, expected no such key; docs/model-files.md has all keys"),
+    (&[("n_layers", "")], "`n_layers` missing, expected a positive whole number"),
+    (&[("n_layers", "0")], "`n_layers` is 0, expected a positive whole number"),
+    (&[("n_layers", "-2")], "`n_layers` is -2, expected a positive whole number"),
+    (&[("n_layers", "2.5")], "`n_layers` is 2.5, expected a positive whole number"),
+    (&[("n_layers", "many")], "`n_layers` is \"many\", expected a positive whole number"),
+    (&[("n_layers", "99999")], "`n_layers` is 99999, expected at most 16384"),
+    (&[("pos_type", "")], "`pos_type` missing, expected one of: learned, rotary, alibi, none"),
+    (
+        &[("pos_type", "rotery")],
+        "`pos_type` is \"rotery\", expected one of: learned, rotary, alibi, none; did you mean rotary?",
+    ),
+    (&[("pos_type", "3")], "`pos_type` is 3, expected one of: learned"),
+    (
+        &[("norm_type", "RMSNorm")],
+        "`norm_type` is \"RMSNorm\", expected one of: layernorm, rmsnorm; did you mean rmsnorm?",
+    ),
+    (&[("activation", "mish")], "`activation` is \"mish\", expected one of: relu"),
+    (&[("bias", "yes")], "`bias` is \"yes\", expected true or false"),
+    (&[("norm_eps", "0")], "`norm_eps` is 0, expected a positive number"),
+    (&[("norm_eps", ".nan")], "`norm_eps` is \".nan\", expected a positive number"),
+    (&[("d_model", "25")], "`d_model` is 25, expected a multiple of `n_heads`, which is 3, or a `head_dim`"),
+    (&[("n_kv_heads", "2")], "`n_heads` 3 is not a multiple of `n_kv_heads` 2"),
+    (&[("head_dim", "7")], "`head_dim` is 7, expected an even number up to `head_dim`, which is 7"),
+    (&[("head_dim", "1024")], "`head_dim` is 1024, at most 512"),
+    (&[("rope_dims", "10")], "`rope_dims` is 10, expected an even number up to `head_dim`, which is 8"),
+    (&[("rope_exponent", "9")], "`rope_exponent` is 9, expected at most `rope_dims`, which is 8"),
+    (&[("rope_scaling", "2")], "`rope_scaling` is 2, expected an object"),
+    (
+        &[("rope_scaling", "{type: magic, factor: 2}")],
+        "`rope_scaling.type` is \"magic\", expected one of: default, linear",
+    ),
+    (&[("rope_scaling", "{type: linear}")], "`rope_scaling.factor` missing"),
+    (&[("rope_scaling", "{type: linear, factor: 2, fctor: 3}")], "`rope_scaling.fctor` is unknown"),
+    (
+        &[("pos_type", "learned"), ("rope_theta", "500")],
+        "`rope_theta` is 500, expected it only with `pos_type` rotary, which is learned",
+    ),
+    (&[("alibi_max_bias", "4")], "expected it only with `pos_type` alibi, which is rotary"),
+    (&[("window", "8")], "`window` is 8, expected it only with `attention_type` window or alternating, which is full"),
+    (&[("attention_type", "window")], "`window` missing, expected a positive whole number"),
+    (&[("attention_type", "window"), ("window", "0")], "`window` is 0"),
+    (
+        &[WINDOW[0], WINDOW[1], ("window_layers", "[0]")],
+        "expected it only with `attention_type` alternating, which is window",
+    ),
+    (
+        &[ALTERNATING[0], ALTERNATING[1], ("window_layers", "[0, 3]")],
+        "`window_layers` is [0,3], expected numbers less than `n_layers`, which is 3",
+    ),
+    (&[ALTERNATING[0], ALTERNATING[1], ("window_layers", "[]")], "`window_layers` is [], expected at least one layer"),
+    (
+        &[WINDOW[0], WINDOW[1], ("pos_type", "none"), ("window_rope_theta", "9")],
+        "expected it only with `pos_type` rotary, which is none",
+    ),
+    (
+        &[("qk_norm_eps", "1e-6")],
+        "expected it only with `qk_norm` per_head or per_head_gain or all_heads, which is none",
+    ),
+    (
+        &[("norm_gain", "false"), ("norm_bias", "true")],
+        "`norm_bias` is true, expected false, because `norm_gain` is false",
+    ),
+    (&[("n_experts", "4")], "`n_experts` is 4, expected it only with `ffn_type` moe, which is plain"),
+    (&[MOE[0], MOE[1]], "`experts_per_token` missing"),
+    (
+        &[MOE[0], MOE[1], ("experts_per_token", "5")],
+        "`experts_per_token` is 5, expected at most `n_experts`, which is 4",
+    ),
+    (&[MOE[0], MOE[2], ("n_experts", "1000000")], "`n_experts` is 1000000, expected at most 43690 in each of 3 layers"),
+    (
+        &[MOE[0], MOE[1], MOE[2], ("norm_placement", "post")],
+        "`norm_placement` is \"post\", expected pre, because `ffn_type` is moe",
+    ),
+    (
+        &[MOE[0], MOE[1], MOE[2], ("residual_type", "parallel")],
+        "`residual_type` is \"parallel\", expected sequential, because `ffn_type` is moe",
+    ),
+    (
+        &[("residual_type", "parallel"), ("norm_placement", "post")],
+        "`norm_placement` is \"post\", expected pre, because `residual_type` is not sequential",
+    ),
+    (
+        &[("attention_type", "bidirectional"), ("head_type", "untied")],
+        "`head_type` is \"untied\", expected none, because `attention_type` is bidirectional",
+    ),
+    (
+        &[("attention_type", "bidirectional"), ("pos_type", "alibi")],
+        "`pos_type` is \"alibi\", expected another one than alibi",
+    ),
+    (
+        &[("head_type", "none"), ("head_bias", "true")],
+        "`head_bias` is true, expected it only with `head_type` tied or untied, which is none",
+    ),
+    (&[("pooling_max_tokens", "41")], "`pooling_max_tokens` is 41, expected at most `context_length`, which is 40"),
+    (&[("eos_token_id", "50")], "`eos_token_id` is 50, expected less than `vocab_size`, which is 50"),
+    (&[("vocab_size", "99999999999999999999")], "`vocab_size` is"),
+    (&[("vocab_size", "20000000")], "`vocab_size` is 20000000, expected 1 to 16777216"),
+];
+
 #[test]
 fn what_is_wrong_is_said_in_one_line() {
-    let cases: &[(&[(&str, &str)], &str)] = &[
-        (&[("n_layer", "3")], "`n_layer` is 3, expected no such key; did you mean `n_layers`?"),
-        (&[("hidden_size", "24")], "`hidden_size` is 24, expected no such key; did you mean `d_model`?"),
-        (&[("qwertz", "1")], "`qwertz` is 1, expected no such key; docs/model-files.md has all keys"),
-        (&[("n_layers", "")], "`n_layers` missing, expected a positive whole number"),
-        (&[("n_layers", "0")], "`n_layers` is 0, expected a positive whole number"),
-        (&[("n_layers", "-2")], "`n_layers` is -2, expected a positive whole number"),
-        (&[("n_layers", "2.5")], "`n_layers` is 2.5, expected a positive whole number"),
-        (&[("n_layers", "many")], "`n_layers` is \"many\", expected a positive whole number"),
-        (&[("n_layers", "99999")], "`n_layers` is 99999, expected at most 16384"),
-        (&[("pos_type", "")], "`pos_type` missing, expected one of: learned, rotary, alibi, none"),
-        (
-            &[("pos_type", "rotery")],
-            "`pos_type` is \"rotery\", expected one of: learned, rotary, alibi, none; did you mean rotary?",
-        ),
-        (&[("pos_type", "3")], "`pos_type` is 3, expected one of: learned"),
-        (
-            &[("norm_type", "RMSNorm")],
-            "`norm_type` is \"RMSNorm\", expected one of: layernorm, rmsnorm; did you mean rmsnorm?",
-        ),
-        (&[("activation", "mish")], "`activation` is \"mish\", expected one of: relu"),
-        (&[("bias", "yes")], "`bias` is \"yes\", expected true or false"),
-        (&[("norm_eps", "0")], "`norm_eps` is 0, expected a positive number"),
-        (&[("norm_eps", ".nan")], "`norm_eps` is \".nan\", expected a positive number"),
-        (&[("d_model", "25")], "`d_model` is 25, expected a multiple of `n_heads`, which is 3, or a `head_dim`"),
-        (&[("n_kv_heads", "2")], "`n_heads` 3 is not a multiple of `n_kv_heads` 2"),
-        (&[("head_dim", "7")], "`head_dim` is 7, expected an even number up to `head_dim`, which is 7"),
-        (&[("head_dim", "1024")], "`head_dim` is 1024, at most 512"),
-        (&[("rope_dims", "10")], "`rope_dims` is 10, expected an even number up to `head_dim`, which is 8"),
-        (&[("rope_exponent", "9")], "`rope_exponent` is 9, expected at most `rope_dims`, which is 8"),
-        (&[("rope_scaling", "2")], "`rope_scaling` is 2, expected an object"),
-        (
-            &[("rope_scaling", "{type: magic, factor: 2}")],
-            "`rope_scaling.type` is \"magic\", expected one of: default, linear",
-        ),
-        (&[("rope_scaling", "{type: linear}")], "`rope_scaling.factor` missing"),
-        (&[("rope_scaling", "{type: linear, factor: 2, fctor: 3}")], "`rope_scaling.fctor` is unknown"),
-        (
-            &[("pos_type", "learned"), ("rope_theta", "500")],
-            "`rope_theta` is 500, expected it only with `pos_type` rotary, which is learned",
-        ),
-        (&[("alibi_max_bias", "4")], "expected it only with `pos_type` alibi, which is rotary"),
-        (
-            &[("window", "8")],
-            "`window` is 8, expected it only with `attention_type` window or alternating, which is full",
-        ),
-        (&[("attention_type", "window")], "`window` missing, expected a positive whole number"),
-        (&[("attention_type", "window"), ("window", "0")], "`window` is 0"),
-        (
-            &[WINDOW[0], WINDOW[1], ("window_layers", "[0]")],
-            "expected it only with `attention_type` alternating, which is window",
-        ),
-        (
-            &[ALTERNATING[0], ALTERNATING[1], ("window_layers", "[0, 3]")],
-            "`window_layers` is [0,3], expected numbers less than `n_layers`, which is 3",
-        ),
-        (
-            &[ALTERNATING[0], ALTERNATING[1], ("window_layers", "[]")],
-            "`window_layers` is [], expected at least one layer",
-        ),
-        (
-            &[WINDOW[0], WINDOW[1], ("pos_type", "none"), ("window_rope_theta", "9")],
-            "expected it only with `pos_type` rotary, which is none",
-        ),
-        (
-            &[("qk_norm_eps", "1e-6")],
-            "expected it only with `qk_norm` per_head or per_head_gain or all_heads, which is none",
-        ),
-        (
-            &[("norm_gain", "false"), ("norm_bias", "true")],
-            "`norm_bias` is true, expected false, because `norm_gain` is false",
-        ),
-        (&[("n_experts", "4")], "`n_experts` is 4, expected it only with `ffn_type` moe, which is plain"),
-        (&[MOE[0], MOE[1]], "`experts_per_token` missing"),
-        (
-            &[MOE[0], MOE[1], ("experts_per_token", "5")],
-            "`experts_per_token` is 5, expected at most `n_experts`, which is 4",
-        ),
-        (
-            &[MOE[0], MOE[2], ("n_experts", "1000000")],
-            "`n_experts` is 1000000, expected at most 43690 in each of 3 layers",
-        ),
-        (
-            &[MOE[0], MOE[1], MOE[2], ("norm_placement", "post")],
-            "`norm_placement` is \"post\", expected pre, because `ffn_type` is moe",
-        ),
-        (
-            &[MOE[0], MOE[1], MOE[2], ("residual_type", "parallel")],
-            "`residual_type` is \"parallel\", expected sequential, because `ffn_type` is moe",
-        ),
-        (
-            &[("residual_type", "parallel"), ("norm_placement", "post")],
-            "`norm_placement` is \"post\", expected pre, because `residual_type` is not sequential",
-        ),
-        (
-            &[("attention_type", "bidirectional"), ("head_type", "untied")],
-            "`head_type` is \"untied\", expected none, because `attention_type` is bidirectional",
-        ),
-        (
-            &[("attention_type", "bidirectional"), ("pos_type", "alibi")],
-            "`pos_type` is \"alibi\", expected another one than alibi",
-        ),
-        (
-            &[("head_type", "none"), ("head_bias", "true")],
-            "`head_bias` is true, expected it only with `head_type` tied or untied, which is none",
-        ),
-        (&[("pooling_max_tokens", "41")], "`pooling_max_tokens` is 41, expected at most `context_length`, which is 40"),
-        (&[("eos_token_id", "50")], "`eos_token_id` is 50, expected less than `vocab_size`, which is 50"),
-        (&[("vocab_size", "99999999999999999999")], "`vocab_size` is"),
-        (&[("vocab_size", "20000000")], "`vocab_size` is 20000000, expected 1 to 16777216"),
-    ];
-    for (changes, expected) in cases {
+    for (changes, expected) in WRONG {
         let message = read("m.yaml", yaml(changes).as_bytes()).expect_err(expected).to_string();
         assert!(
             message.starts_with("m.yaml: ") && message.contains(expected),
