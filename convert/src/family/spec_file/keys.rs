@@ -144,17 +144,24 @@ const ALSO: &[(&str, &str)] = &[
     ("width", "d_model"),
 ];
 
-/// Refuses a key that nobody read: it is misspelt, or belongs to another value of another key.
+/// Refuses a key that there is not: first of all, because one that is misspelt is also missing.
+pub(super) fn refuse_unknown(config: &Config) -> Result<(), ConvertError> {
+    let known = |name: &str| KEYS.iter().any(|key| key.name == name);
+    let Some(name) = config.names().find(|name| !known(name)) else { return Ok(()) };
+    let also = ALSO.iter().find(|(other, _)| *other == name).map(|(_, ours)| *ours);
+    let hint = match also.or_else(|| closest(name, KEYS.iter().map(|key| key.name))) {
+        Some(key) => format!("did you mean `{key}`?"),
+        None => "docs/model-files.md has all keys".into(),
+    };
+    Err(config.refuse(name, format!("no such key; {hint}")))
+}
+
+/// Refuses a key that nobody read, because it belongs to another value of another key.
 pub(super) fn refuse_unread(config: &Config) -> Result<(), ConvertError> {
     let unread = config.unread();
-    let Some(&name) = unread.first() else { return Ok(()) };
-    let Some(key) = KEYS.iter().find(|key| key.name == name) else {
-        let also = ALSO.iter().find(|(other, _)| *other == name).map(|(_, ours)| *ours);
-        let hint = match also.or_else(|| closest(name, KEYS.iter().map(|key| key.name))) {
-            Some(key) => format!("did you mean `{key}`?"),
-            None => "docs/model-files.md has all keys".into(),
-        };
-        return Err(config.refuse(name, format!("no such key; {hint}")));
+    let Some((name, key)) = unread.iter().find_map(|name| Some((*name, KEYS.iter().find(|key| key.name == *name)?)))
+    else {
+        return Ok(());
     };
     for (other, values) in key.with {
         let default = || KEYS.iter().find(|key| key.name == *other).map_or("", |key| key.default).to_owned();

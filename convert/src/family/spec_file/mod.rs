@@ -71,6 +71,7 @@ struct Sizes {
 /// Reads a spec file; `file` stands for it in messages.
 pub(crate) fn read(file: &str, yaml: &[u8]) -> Result<Described, ConvertError> {
     let config = Config::of(file, yaml::read(file, yaml)?);
+    keys::refuse_unknown(&config)?;
     let spec = spec(&config)?;
     spec.validate().map_err(|e| config.error(e))?;
     Ok(Described { family: &FUSED, spec, left: Leftover::default(), said_by: SAID_BY })

@@ -236,8 +236,8 @@ fn every_key_and_every_kind_can_be_had() {
 
 /// What is wrong with a file, and what the message says.
 const WRONG: &[(&[(&str, &str)], &str)] = &[
-    (&[("n_layer", "3")], "`n_layer` is 3, expected no such key; did you mean `n_layers`?"),
-    (&[("hidden_size", "24")], "`hidden_size` is 24, expected no such key; did you mean `d_model`?"),
+    (&[("n_layers", ""), ("n_layer", "3")], "`n_layer` is 3, expected no such key; did you mean `n_layers`?"),
+    (&[("d_model", ""), ("hidden_size", "24")], "`hidden_size` is 24, expected no such key; did you mean `d_model`?"),
     (&[("qwertz", "1")], "`qwertz` is 1, expected no such key; docs/model-files.md has all keys"),
     (&[("n_layers", "")], "`n_layers` missing, expected a positive whole number"),
     (&[("n_layers", "0")], "`n_layers` is 0, expected a positive whole number"),
