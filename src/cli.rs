@@ -28,6 +28,7 @@ Examples:
   tidbit convert models/gpt2-mini -o gpt2-mini.tidbit --quant q4
   tidbit run gpt2-mini.tidbit -p \"Once upon a time\" --temperature 0
   tidbit inspect gpt2-mini.tidbit --verify
+  tidbit init --spec model.yaml -o model.tidbit
 
 Environment:
   TIDBIT_ISA    use these kernels instead of the fastest ones (an unknown name lists them)
@@ -36,6 +37,7 @@ Environment:
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Convert(ConvertArgs),
+    Init(InitArgs),
     Run(RunArgs),
     Embed(EmbedArgs),
     Inspect(InspectArgs),
@@ -50,17 +52,25 @@ pub(crate) enum Command {
 /// (`model.safetensors`, shards with an index, or `pytorch_model.bin`) and a tokenizer; or a GGUF
 /// file. Every field of the config is honoured or refused by name. The file is written beside its final name and
 /// renamed at the end: an interrupted conversion leaves nothing behind.
+///
+/// A model that you trained in code of your own needs no config: with --spec, a YAML file of some lines says what it is made
+/// of, and docs/model-files.md how its tensors are called.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   tidbit convert models/gpt2-mini -o gpt2-mini.tidbit
   tidbit convert models/gpt2-mini --quant q4 --dry-run
   tidbit convert models/gpt2-mini -o gpt2-mini.tidbit --quant q4 --calibrate
-  tidbit convert models/gpt2-mini -o gpt2-mini.tidbit --target-bpw 3.5 --calibrate book.txt")]
+  tidbit convert models/gpt2-mini -o gpt2-mini.tidbit --target-bpw 3.5 --calibrate book.txt
+  tidbit convert --spec model.yaml weights.safetensors -o model.tidbit")]
 pub(crate) struct ConvertArgs {
     /// Folder of the checkpoint, its weights file, or a GGUF file.
     #[arg(value_name = "CHECKPOINT")]
     pub(crate) source: PathBuf,
+    /// What the model is made of: a YAML file (docs/model-files.md), or a `config.json`. Tensors have Tidbit's own names then; a
+    /// `tokenizer.json` beside the weights is taken.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) spec: Option<PathBuf>,
     /// The model file to write; an existing one is replaced.
     #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
     pub(crate) output: Option<PathBuf>,
@@ -84,6 +94,47 @@ pub(crate) struct ConvertArgs {
     /// Print what would be written, and write nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Print the report as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Make a model of random weights from a description: to try an architecture before it is trained.
+///
+/// Gains are near 1, everything else around 0 with a deviation of 0.02; the same seed gives the same file on every machine.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tidbit init --spec model.yaml -o model.tidbit
+  tidbit init --spec models/gpt2-mini/config.json -o random.tidbit --quant q4 --seed 7
+  tidbit init --spec model.yaml --tokenizer tokenizer.json -o model.tidbit
+  tidbit bench model.tidbit
+
+docs/model-files.md has all keys of the YAML file. The shortest one:
+  vocab_size: 4096
+  context_length: 512
+  n_layers: 6
+  d_model: 384
+  n_heads: 6
+  pos_type: rotary
+  norm_type: rmsnorm
+  activation: silu")]
+pub(crate) struct InitArgs {
+    /// What the model is made of: a YAML file, a `config.json`, or a folder with one (whose `tokenizer.json` is taken).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) spec: PathBuf,
+    /// The model file to write; an existing one is replaced.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// How weights are stored: f32, f16, q8, q6, q5, q4, q3 or q2.
+    #[arg(long, value_name = "TYPE", default_value = "q8", value_parser = parse_quant)]
+    pub(crate) quant: QuantType,
+    /// Start of the random numbers.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// A `tokenizer.json` to put into the model; without one it takes token ids only.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
     /// Print the report as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -254,16 +305,19 @@ pub(crate) struct EmbedArgs {
 
 /// Show what a model is made of.
 ///
-/// Takes a model file, the folder of a checkpoint, or a bare `config.json`; for the last two it predicts
-/// the size of the model file for each quant type.
+/// Takes a model file, the folder of a checkpoint, a bare `config.json`, or a YAML file that describes a model. For all but the
+/// first it predicts, before anything is trained: the size of the model file for each quant type, the memory that a token takes
+/// in the cache, and how many tokens per second this machine could decode at most. That is an estimate from the speed at which
+/// memory is read, which takes a moment to measure.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   tidbit inspect gpt2-mini.tidbit --tensors
   tidbit inspect gpt2-mini.tidbit --verify
+  tidbit inspect model.yaml
   tidbit inspect models/gpt2-mini/config.json --json")]
 pub(crate) struct InspectArgs {
-    /// Model file, folder of a checkpoint, or `config.json`.
+    /// Model file, folder of a checkpoint, `config.json`, or YAML file.
     pub(crate) model: PathBuf,
     /// List every tensor.
     #[arg(long)]

@@ -28,6 +28,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let result = match cli::Cli::parse().command {
         cli::Command::Convert(args) => commands::convert::run(&args),
+        cli::Command::Init(args) => commands::init::run(&args),
         cli::Command::Run(args) => commands::run::run(&args),
         cli::Command::Embed(args) => commands::embed::run(&args),
         cli::Command::Inspect(args) => commands::inspect::run(&args),

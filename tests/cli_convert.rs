@@ -105,7 +105,13 @@ fn inspects_a_config_that_has_no_weights() {
         (&"q8".into(), &(4 * 4 * (2 * 64 + 4)).into())
     );
     assert_eq!(value["predicted"].as_array().unwrap().len(), QUANTS.len());
-    assert_eq!(value, json(tidbit(["inspect", "--json"]).arg(checkpoint())), "the folder says the same");
+    // What is measured is never twice the same.
+    let unmeasured = |mut value: serde_json::Value| {
+        value.as_object_mut().unwrap().remove("expected").expect("what to expect");
+        value
+    };
+    let of_folder = json(tidbit(["inspect", "--json"]).arg(checkpoint()));
+    assert_eq!(unmeasured(value.clone()), unmeasured(of_folder), "the folder says the same");
 
     // What it predicts is what convert plans, apart from the tokenizer and the list of sources.
     for (i, quant) in QUANTS.into_iter().enumerate() {

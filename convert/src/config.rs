@@ -68,6 +68,17 @@ impl Config {
         self.fields.contains_key(name)
     }
 
+    /// The names of all fields.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.fields.keys().map(String::as_str)
+    }
+
+    /// The names of those that nobody looked at.
+    pub(crate) fn unread(&self) -> Vec<&str> {
+        let seen = self.seen.borrow();
+        self.names().filter(|name| !seen.contains(*name)).collect()
+    }
+
     /// These fields have no effect in this family, whatever they say.
     pub(crate) fn harmless(&self, names: &[&'static str]) {
         self.harmless.borrow_mut().extend(names);
@@ -83,6 +94,14 @@ impl Config {
     pub(crate) fn refuse(&self, name: &str, expected: impl std::fmt::Display) -> ConvertError {
         let value = self.fields.get(name).map_or_else(|| "missing".into(), |v| format!("is {}", shown(&v.to_string())));
         ConvertError::config(&self.file, format!("`{}{}` {value}, expected {expected}", self.prefix, shown(name)))
+    }
+
+    /// An error about a field that should be one of `names`, with the one that was probably meant.
+    pub(crate) fn refuse_name(&self, field: &str, names: &[&'static str]) -> ConvertError {
+        let found = self.fields.get(field).and_then(Value::as_str).unwrap_or_default();
+        let hint =
+            closest(found, names.iter().copied()).map_or_else(String::new, |name| format!("; did you mean {name}?"));
+        self.refuse(field, format!("one of: {}{hint}", names.join(", ")))
     }
 
     /// An error about the whole.
@@ -257,6 +276,13 @@ impl Config {
         }
         Ok(left)
     }
+}
+
+/// The name that is most like a misspelt one, if one is.
+pub(crate) fn closest(found: &str, names: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    let like = |name: &str| strsim::jaro_winkler(&found.to_lowercase().replace('-', "_"), name);
+    let (alike, name) = names.map(|name| (like(name), name)).max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (alike > 0.8).then_some(name)
 }
 
 /// Equality that does not tell `1` from `1.0`.

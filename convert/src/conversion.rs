@@ -45,16 +45,51 @@ impl Checkpoint {
         if gguf::is_gguf(path) {
             return Self::open_gguf(path);
         }
-        let layout = Layout::find(path)?;
+        let layout = Layout::find(path, None)?;
         let mut described = family::read_config(&layout.config.display().to_string(), &read_small(&layout.config)?)?;
         let ends = generation::read_ends(&layout.folder, &mut described.spec)?;
-        let pooling_files = sentence::read_pooling(&layout.folder, &mut described.spec)?;
+        let mut files = sentence::read_pooling(&layout.folder, &mut described.spec)?;
+        files.extend(ends);
         let (weights, index) = layout.open()?;
+        Self::with(&layout, described, (weights, index), files)
+    }
+
+    /// Opens weights of which another file says what they are: a spec file (`.yaml`, `.yml`), or a `config.json`. Tensors have
+    /// the names of the model file, whatever the family. A tokenizer beside the weights is taken.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_described(weights: &Path, spec: &Path) -> Result<Self, ConvertError> {
+        if gguf::is_gguf(weights) {
+            return Err(ConvertError::container(
+                weights,
+                "a GGUF file describes itself, expected no other description",
+            ));
+        }
+        let mut described = family::read_described(spec)?;
+        let layout = Layout::find(weights, Some(spec))?;
+        let (weights, index) = layout.open()?;
+        described.family = family::spec_file::family_of(&weights);
+        described.said_by = family::spec_file::SAID_BY;
+        Self::with(&layout, described, (weights, index), Vec::new())
+    }
+
+    /// What both have in common. `more` are files that decide the content, too.
+    fn with(
+        layout: &Layout,
+        mut described: Described,
+        (weights, index): (Weights, Option<PathBuf>),
+        more: Vec<PathBuf>,
+    ) -> Result<Self, ConvertError> {
         let mut mapping = mapping::map(&described, &weights)?;
         let tokenizer = tokenizer::load(&layout.folder, described.spec.vocab_size)?;
 
         let mut warnings = Vec::new();
         if let Some(difference) = differing_head(&mapping, &weights)? {
+            let difference = format!("{}, but {difference}", described.says_tied(true));
+            if described.by_spec_file() {
+                return Err(ConvertError::config(&layout.config.display().to_string(), difference));
+            }
             warnings.push(format!("{}: {difference}: both are used", layout.config.display()));
             described.spec.head = Head::Untied;
             mapping = mapping::map(&described, &weights)?;
@@ -81,8 +116,7 @@ impl Checkpoint {
         files.extend(index);
         files.extend(weights.files.iter().cloned());
         files.extend(tokenizer.files);
-        files.extend(pooling_files);
-        files.extend(ends);
+        files.extend(more);
         let sources = files.iter().map(|path| unhashed(path)).collect::<Result<_, _>>()?;
         Ok(Self { described, weights, mapping, tokenizer: tokenizer.tokenizer, files, sources, warnings })
     }
@@ -189,7 +223,7 @@ fn differing_head(mapping: &Mapping, weights: &Weights) -> Result<Option<String>
         if let Some(i) = (0..n).find(|&i| a[i].to_bits() != b[i].to_bits()) {
             let (row, col) = ((at + i) / cols, (at + i) % cols);
             return Ok(Some(format!(
-                "`tie_word_embeddings` is true, but row {row}, column {col} of `{}` is {}, and {} in `{}`",
+                "row {row}, column {col} of `{}` is {}, and {} in `{}`",
                 shown(&head.name),
                 a[i],
                 b[i],
@@ -404,6 +438,16 @@ fn unhashed(path: &Path) -> Result<SourceFile, ConvertError> {
     Ok(SourceFile { name, bytes, sha256: NO_HASH.into() })
 }
 
+/// Reads a `tokenizer.json` for [`write_random`].
+///
+/// # Errors
+/// When it is no tokenizer, or has ids that a vocabulary of this size lacks.
+pub fn read_tokenizer(path: &Path, vocab_size: usize) -> Result<Vec<u8>, ConvertError> {
+    let bytes = read_small(path)?;
+    tokenizer::validate(path, &bytes, vocab_size)?;
+    Ok(bytes)
+}
+
 /// Writes a model of random weights with the spec's shapes: gains near 1, small biases, weights with a
 /// deviation of 0.02. The same seed gives the same file.
 ///
@@ -411,17 +455,16 @@ fn unhashed(path: &Path) -> Result<SourceFile, ConvertError> {
 /// A spec that does not fit together, or an output that cannot be written.
 pub fn write_random(
     spec: &Spec,
-    quant: QuantType,
+    options: &Options,
     tokenizer_json: Option<&[u8]>,
-    output: &Path,
-    seed: u64,
+    (output, seed): (&Path, u64),
 ) -> Result<Report, ConvertError> {
     let error = |e: String| ConvertError::output(output, e);
     spec.validate().map_err(error)?;
     writer::check_output(output, std::iter::empty())?;
     let tensors = spec.tensors();
     let tokenizer = tokenizer_json.map(|json| StoredTokenizer::new(json.to_vec()));
-    let plan = Plan::new(spec, quant, &vec![0; tensors.len()], tokenizer.as_ref(), &[]).map_err(error)?;
+    let plan = Plan::new(spec, options.quant, &vec![0; tensors.len()], tokenizer.as_ref(), &[]).map_err(error)?;
     let mut tensors = tensors
         .iter()
         .enumerate()
@@ -432,7 +475,7 @@ pub fn write_random(
         tokenizer: tokenizer.as_ref(),
         sources: Vec::new(),
         kernels: kernels::active()?,
-        cancel: Cancel(None),
+        cancel: Cancel(options.cancel.as_deref()),
     };
     let file_bytes = writer::write(job, output, &mut (), &mut tensors, || Ok(Vec::new()))?;
     Ok(Report { plan, file_bytes })

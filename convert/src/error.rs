@@ -111,10 +111,11 @@ impl ConvertError {
 }
 
 /// Part of a message, and the way out.
-const HINTS: [(&str, &str); 3] = [
+const HINTS: [(&str, &str); 4] = [
     (GIT_LFS, "fetch the weights with `git lfs pull`"),
     (LEGACY_TORCH, "load it and save it again with torch 1.6 or newer, or with safetensors"),
     ("cannot be stored as f16", "use --quant f32"),
+    ("(--spec)", "docs/model-files.md lists the names and shapes of tensors; matrices are [out, in]"),
 ];
 
 pub(crate) const GIT_LFS: &str = "a git-lfs pointer, not the file itself";

@@ -1,11 +1,11 @@
-//! The converter: a trained Hugging Face checkpoint in, one Tidbit model file out.
+//! The converter: a trained Hugging Face checkpoint in, or weights that a file of ours describes; one Tidbit model file out.
 //!
 //! | module | what lives there |
 //! |---|---|
 //! | `error` | [`ConvertError`] |
 //! | `checkpoint` | readers of safetensors, torch and GGUF files: which tensor lies where |
 //! | `config` | `config.json`, with no field dropped in silence |
-//! | `family` | one file per family: config to spec, tensor names to roles and orders |
+//! | `family` | one file per family: config to spec, tensor names to roles and orders; `family::spec_file` reads files of ours |
 //! | `generation` | the tokens that end a text |
 //! | `mapping` | every source tensor accounted for |
 //! | `sentence` | how sentence-transformers pools, beside a checkpoint |
@@ -40,7 +40,7 @@ mod tokenizer;
 mod writer;
 
 pub use calibrate::journal_folder;
-pub use conversion::{Checkpoint, convert, convert_calibrated, write_random};
+pub use conversion::{Checkpoint, convert, convert_calibrated, read_tokenizer, write_random};
 pub use error::ConvertError;
 pub use family::supported_families;
 pub use plan::{Plan, PlannedTensor};
@@ -135,14 +135,22 @@ pub struct Report {
     pub file_bytes: u64,
 }
 
-/// Reads a bare `config.json`: the architecture, and the fields that were not needed.
+/// Reads a file that describes a model without its weights: a spec file (`.yaml`, `.yml`; `docs/model-files.md`), or a bare
+/// `config.json`. Returns the architecture, and the fields that were not needed.
 ///
 /// # Errors
-/// As the config of a checkpoint.
-pub fn spec_from_config(path: &Path) -> Result<(Spec, Vec<String>), ConvertError> {
-    let json = checkpoint::read_small(path)?;
-    let described = family::read_config(&path.display().to_string(), &json)?;
+/// What is unknown, contradicts itself or is not supported: one line with the file, the key and its value.
+pub fn read_spec(path: &Path) -> Result<(Spec, Vec<String>), ConvertError> {
+    let described = family::read_described(path)?;
     Ok((described.spec, described.left.ignored))
+}
+
+/// Reads a spec file from a string; `name_for_messages` stands for its file.
+///
+/// # Errors
+/// As [`read_spec`].
+pub fn spec_from_yaml(name_for_messages: &str, yaml: &str) -> Result<Spec, ConvertError> {
+    Ok(family::spec_file::read(name_for_messages, yaml.as_bytes())?.spec)
 }
 
 /// Reads a config from a string; `name_for_messages` stands for its file.

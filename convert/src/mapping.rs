@@ -86,9 +86,15 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
             let names: Vec<_> = names.iter().flat_map(|name| prefixed(family, &decl.name, name)).collect();
             let mut shape = source_shape(&decl.shape, rule.order, rows);
             let Some((name, source)) = names.iter().find_map(|name| weights.tensors.get_key_value(name)) else {
-                let untied = if decl.name == HEAD { ", and `tie_word_embeddings` is false" } else { "" };
+                let mut reason = format!("missing, expected shape {shape:?}");
+                if described.by_spec_file() {
+                    reason += &format!(" ({said_by})");
+                }
+                if decl.name == HEAD {
+                    reason += &format!(", and {}", described.says_tied(false));
+                }
                 let name = names.first().map_or("", String::as_str);
-                return Err(ConvertError::tensor(first, name, format!("missing, expected shape {shape:?}{untied}")));
+                return Err(ConvertError::tensor(first, name, reason));
             };
             if rows == 0 {
                 // None of them is a row of ours; there is one kind of token at least.
@@ -115,7 +121,8 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
             continue;
         }
         let (kind, layers) = (family.model_type, spec.n_layers);
-        let reason = format!("not part of a {kind} model of {layers} layers, found shape {:?}", source.shape);
+        let by = if described.by_spec_file() { format!(" ({said_by})") } else { String::new() };
+        let reason = format!("not part of a {kind} model of {layers} layers{by}, found shape {:?}", source.shape);
         return Err(ConvertError::tensor(weights.path_of(source), name, reason));
     }
     Ok(Mapping { tensors, spare_head, left_out })

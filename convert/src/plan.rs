@@ -117,8 +117,8 @@ impl Plan {
         for ((decl, &source_bytes), stored) in spec.tensors().into_iter().zip(source_bytes).zip(types) {
             let overflow = || format!("tensor `{}`: shape {:?} overflows", decl.name, decl.shape);
             let bytes = stored.bytes(&decl.shape).ok_or_else(overflow)? as u64;
-            plan.parameters += decl.len() as u64;
-            bytes_of_tensors += bytes;
+            plan.parameters = plan.parameters.checked_add(decl.len() as u64).ok_or_else(overflow)?;
+            bytes_of_tensors = u64::checked_add(bytes_of_tensors, bytes).ok_or_else(overflow)?;
             plan.tensors.push(PlannedTensor { name: decl.name, shape: decl.shape, stored, bytes, source_bytes });
         }
         if let Some(tokenizer) = tokenizer {

@@ -1,11 +1,11 @@
 //! The stopwatch: start, prefill, decode, and the machine's own ceilings in the same breath.
 
+use super::cost::Cost;
 use anyhow::Result;
 use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
 use tidbit_runtime::engine::{Engine, Feed};
-use tidbit_runtime::format::Stored;
 use tidbit_runtime::kernels::{self, Kernels};
 use tidbit_runtime::kv_cache;
 use tidbit_runtime::sequence::Sequence;
@@ -108,7 +108,7 @@ impl Machine {
     }
 
     /// Seconds to read `bytes` once with all threads.
-    fn read_seconds(&mut self, bytes: &[u8]) -> f64 {
+    pub(super) fn read_seconds(&mut self, bytes: &[u8]) -> f64 {
         let part = bytes.len().div_ceil(self.pool.n_threads() * 8).next_multiple_of(64);
         let parts: Vec<&[u8]> = bytes.chunks(part).collect();
         let start = Instant::now();
@@ -130,27 +130,9 @@ impl Machine {
     }
 }
 
-/// What a token costs: bytes of matrices that decode reads, and multiply-adds of the blocks and of the head.
-struct Cost {
-    matrix_bytes: usize,
-    block_macs: usize,
-    head_macs: usize,
-}
-
 fn cost(model: &Model) -> Cost {
-    let tied = !model.file().tensors().any(|(name, _, _)| name == "head.weight");
-    let mut cost = Cost { matrix_bytes: 0, block_macs: 0, head_macs: 0 };
-    for (name, record, bytes) in model.file().tensors() {
-        let macs = record.shape.iter().product::<usize>();
-        // Single rows of the embeddings are read, unless the embedding is the head too.
-        let head = name == "head.weight" || (name == "embed.tokens" && tied);
-        let read = head || (!name.starts_with("embed.") && record.stored != Stored::Bytes);
-        cost.matrix_bytes += if read { bytes } else { 0 };
-        if matches!(record.stored, Stored::Matrix(_)) && read {
-            *(if head { &mut cost.head_macs } else { &mut cost.block_macs }) += macs;
-        }
-    }
-    cost
+    let tensors = model.file().tensors();
+    Cost::of(model.spec(), tensors.map(|(name, record, bytes)| (name, record.stored, &*record.shape, bytes as u64)))
 }
 
 /// Any ids do: speed does not depend on them.
@@ -218,7 +200,7 @@ pub(crate) fn decode(
         }
     }
     let cache_bytes = kv_cache::bytes_per_token(model.spec(), sequences[0].cache_type()) * (depth + n_tokens / 2);
-    let bytes = cost(&model).matrix_bytes + batch * cache_bytes;
+    let bytes = cost(&model).matrix_bytes as usize + batch * cache_bytes;
     // The model's own pages, where they lie: the same memory that decode reads.
     let file = model.file().bytes();
     let same = &file[file.len() - bytes.min(file.len())..];
@@ -263,7 +245,7 @@ pub(crate) fn decode(
 }
 
 /// The value below which `percent` of the samples lie (nearest rank).
-fn percentile(samples: &[f64], percent: f64) -> f64 {
+pub(super) fn percentile(samples: &[f64], percent: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (percent / 100.0 * (sorted.len() as f64 - 1.0)).round() as usize;

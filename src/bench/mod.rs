@@ -8,10 +8,14 @@
 //! | [`shapes`] | architectures without a download |
 //! | [`plan`] | what is to be measured, checked before any work |
 //! | [`measure`] | the stopwatch |
+//! | [`cost`] | what a token needs |
+//! | [`estimate`] | how fast a model would be that does not exist yet |
 //! | [`record`] | one measurement with all that says where it comes from |
 //! | [`report`] | the same as text, JSON, CSV, Markdown |
 //! | [`page`], [`plot`] | the same as a web page with plots |
 
+mod cost;
+pub(crate) mod estimate;
 mod measure;
 mod page;
 mod plan;
@@ -31,6 +35,7 @@ use plan::{Lengths, Plan};
 use record::{Record, Subject};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
+use tidbit_convert::Options;
 use tidbit_runtime::engine::{Engine, EngineOptions};
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::sequence::{Sequence, SequenceOptions};
@@ -52,8 +57,8 @@ pub(crate) struct BenchArgs {
     /// A model file; without one, random weights in the shape that --shape names
     #[arg(required_unless_present = "shape", conflicts_with = "shape")]
     model: Option<PathBuf>,
-    /// An architecture: gpt2, gpt2-medium, gpt2-large, gpt2-xl, pythia-70m to pythia-2.8b, or a config.json
-    #[arg(long, value_name = "NAME|config.json")]
+    /// An architecture: gpt2, gpt2-medium, gpt2-large, gpt2-xl, pythia-70m to pythia-2.8b, a config.json or a YAML file
+    #[arg(long, value_name = "NAME|FILE")]
     shape: Option<String>,
     /// Quant types of the random weights, separated by commas, or `all`
     #[arg(long, value_name = "TYPES", default_value = "q4", value_delimiter = ',', conflicts_with = "model")]
@@ -179,9 +184,11 @@ impl RandomModel {
             .map_err(|e| anyhow!("cannot make a folder for random weights: {e}"))?;
         let guard = RemoveOnInterrupt::new(folder.path())?;
         let stem = Path::new(shape).file_name().unwrap_or_default().to_string_lossy();
-        let mut path = folder.path().join(format!("{}-{quant}.tidbit", stem.trim_end_matches(".json")));
+        let mut path =
+            folder.path().join(format!("{}-{quant}.tidbit", stem.trim_end_matches(".json").trim_end_matches(".yaml")));
         note(format_args!("writing random weights of {shape} in {quant}"));
-        tidbit_convert::write_random(spec, quant, tokenizer, &path, 1)?;
+        let options = Options { quant, cancel: None };
+        tidbit_convert::write_random(spec, &options, tokenizer, (&path, 1))?;
         if let Some(save) = save {
             std::fs::rename(&path, save).map_err(|e| anyhow!("{}: {e}", save.display()))?;
             save.clone_into(&mut path);

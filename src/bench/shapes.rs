@@ -29,11 +29,15 @@ pub(super) fn spec(name: &str) -> Result<Spec> {
             "model_type": "gpt_neox", "vocab_size": 50304, "max_position_embeddings": 2048, "num_hidden_layers": layers,
             "hidden_size": width, "num_attention_heads": heads, "intermediate_size": 4 * width, "rotary_pct": 0.25,
         })
-    } else if Path::new(name).extension().is_some_and(|e| e == "json") {
-        return Ok(tidbit_convert::spec_from_config(Path::new(name))?.0);
+    } else if Path::new(name).extension().is_some_and(|e| e == "json" || e == "yaml" || e == "yml") {
+        return Ok(tidbit_convert::read_spec(Path::new(name))?.0);
     } else {
         let known: Vec<_> = GPT2.iter().chain(&PYTHIA).map(|s| s.0).collect();
-        return Err(Usage(format!("--shape is {name:?}, expected a config.json or one of {}", known.join(", "))).into());
+        return Err(Usage(format!(
+            "--shape is {name:?}, expected a config.json, a YAML file or one of {}",
+            known.join(", ")
+        ))
+        .into());
     };
     Ok(tidbit_convert::spec_from_json(name, &config.to_string())?.0)
 }

@@ -9,7 +9,7 @@ use crate::progress::Conversion;
 use crate::sizes::Sizes;
 use crate::text_file::read_file;
 use indicatif::{DecimalBytes, HumanCount};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -19,7 +19,10 @@ use tidbit_convert::{Calibration, Checkpoint, Options, Plan, Target};
 /// Runs the command.
 pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let started = Instant::now();
-    let checkpoint = Checkpoint::open(&args.source)?;
+    let checkpoint = match &args.spec {
+        Some(spec) => Checkpoint::open_described(&args.source, spec)?,
+        None => Checkpoint::open(&args.source)?,
+    };
     tell_about(&checkpoint);
     let output = args.output.as_deref().filter(|_| !args.dry_run);
     let plan = match output {
@@ -37,7 +40,7 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
                     let done = tidbit_convert::convert_calibrated(&checkpoint, output, how, &mut progress);
                     let kept = tidbit_convert::journal_folder(output);
                     if done.is_err() && kept.exists() {
-                        note(&format!(
+                        note(format_args!(
                             "what is done is kept in {}: the same command goes on from there",
                             kept.display()
                         ));
@@ -51,7 +54,7 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     if args.json {
         print_json(&report_json(args, &checkpoint, &plan, elapsed))
     } else {
-        print(&report(args, &plan, elapsed))
+        print(&report(output, &plan, elapsed))
     }
 }
 
@@ -91,10 +94,11 @@ fn sizes(plan: &Plan) -> Sizes {
     Sizes::of(plan.tensors.iter().map(|t| (t.stored, t.shape.as_slice(), t.bytes)))
 }
 
-fn report(args: &ConvertArgs, plan: &Plan, elapsed: Duration) -> String {
-    let what = match &args.output {
-        Some(output) if !args.dry_run => format!("{}: {}", output.display(), DecimalBytes(plan.file_bytes)),
-        _ => format!("dry run, nothing written: the file would have {}", DecimalBytes(plan.file_bytes)),
+/// What has been written, for people; without an output, what would have been.
+pub(super) fn report(output: Option<&Path>, plan: &Plan, elapsed: Duration) -> String {
+    let what = match output {
+        Some(output) => format!("{}: {}", output.display(), DecimalBytes(plan.file_bytes)),
+        None => format!("dry run, nothing written: the file would have {}", DecimalBytes(plan.file_bytes)),
     };
     let memory = peak_rss().map_or_else(String::new, |peak| format!(", peak memory {}", DecimalBytes(peak)));
     format!(
@@ -106,19 +110,26 @@ fn report(args: &ConvertArgs, plan: &Plan, elapsed: Duration) -> String {
     )
 }
 
-fn report_json(args: &ConvertArgs, checkpoint: &Checkpoint, plan: &Plan, elapsed: Duration) -> serde_json::Value {
+/// The same for scripts.
+pub(super) fn written_json(plan: &Plan, elapsed: Duration) -> Value {
     json!({
-        "source": args.source,
-        "output": args.output.as_ref().filter(|_| !args.dry_run),
-        "dry_run": args.dry_run,
         "quant": plan.quant_name(),
         "parameters": plan.parameters,
         "file_bytes": plan.file_bytes,
         "bits_per_weight": plan.bits_per_weight,
         "types": sizes(plan).json(),
-        "ignored_fields": checkpoint.ignored_fields(),
-        "warnings": checkpoint.warnings(),
         "seconds": elapsed.as_secs_f64(),
         "peak_rss_bytes": peak_rss(),
     })
+}
+
+fn report_json(args: &ConvertArgs, checkpoint: &Checkpoint, plan: &Plan, elapsed: Duration) -> Value {
+    let mut value = written_json(plan, elapsed);
+    value["source"] = json!(args.source);
+    value["spec"] = json!(args.spec);
+    value["output"] = json!(args.output.as_ref().filter(|_| !args.dry_run));
+    value["dry_run"] = json!(args.dry_run);
+    value["ignored_fields"] = json!(checkpoint.ignored_fields());
+    value["warnings"] = json!(checkpoint.warnings());
+    value
 }

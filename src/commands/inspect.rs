@@ -1,5 +1,6 @@
 //! `tidbit inspect`: what a model is made of.
 
+use crate::bench::estimate;
 use crate::cache;
 use crate::cli::InspectArgs;
 use crate::failure::Usage;
@@ -24,7 +25,7 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     if path.is_dir() {
         return inspect_config(args, &path.join("config.json"));
     }
-    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
+    if path.extension().is_some_and(|e| ["json", "yaml", "yml"].iter().any(|known| e.eq_ignore_ascii_case(known))) {
         return inspect_config(args, path);
     }
     inspect_model(args)
@@ -104,13 +105,17 @@ fn inspect_config(args: &InspectArgs, config: &Path) -> anyhow::Result<()> {
         let reason = "--verify needs a model file, a checkpoint has no checksums";
         return Err(Usage(format!("{}: {reason}", args.model.display())).into());
     }
-    let (spec, ignored) = tidbit_convert::spec_from_config(config)?;
+    let (spec, ignored) = tidbit_convert::read_spec(config)?;
     let plan = |quant| Plan::of_spec(&spec, quant).map_err(|e| anyhow::anyhow!("{}: {e}", config.display()));
     let plans = QuantType::ALL.into_iter().map(plan).collect::<Result<Vec<_>, _>>()?;
     if args.json {
         let mut value = describe_json(&spec, usual_type([cache::QUANT]));
         value["file"] = json!(config);
         value["ignored_fields"] = json!(ignored);
+        let (threads, expected) = estimate::expected(&spec, &plans)?;
+        value["expected"] = json!({ "estimate": true, "threads": threads, "decode": expected });
+        let caches = CacheType::ALL.map(|t| json!({ "type": t.name(), "bytes_per_token": bytes_per_token(&spec, t) }));
+        value["kv_caches"] = json!(caches);
         let predicted = plans.iter().map(|plan| {
             json!({ "quant": plan.quant.name(), "bytes": plan.file_bytes, "bits_per_weight": plan.bits_per_weight })
         });
@@ -122,10 +127,22 @@ fn inspect_config(args: &InspectArgs, config: &Path) -> anyhow::Result<()> {
     }
 
     let mut text = describe(&spec, usual_type([cache::QUANT]));
-    let _ = writeln!(text, "model file, without a tokenizer");
-    for plan in &plans {
-        let size = DecimalBytes(plan.file_bytes).to_string();
-        let _ = writeln!(text, "  {:<10}  {size:>10}, {:.3} bits per weight", plan.quant, plan.bits_per_weight);
+    let caches = CacheType::ALL.map(|t| format!("{} {}", t.name(), bytes_per_token(&spec, t)));
+    let _ = writeln!(text, "cache         bytes a token: {}", caches.join(", "));
+    let (threads, expected) = estimate::expected(&spec, &plans)?;
+    let fastest = expected.first().map_or(0.0, |e| e.read_gb_per_s);
+    let _ = writeln!(
+        text,
+        "model file, without a tokenizer; speed is an estimate: {threads} threads read {fastest:.1} GB/s here"
+    );
+    for (plan, expected) in plans.iter().zip(&expected) {
+        let (size, bits) = (DecimalBytes(plan.file_bytes).to_string(), plan.bits_per_weight);
+        let speed = expected.tokens_per_s;
+        let _ = writeln!(
+            text,
+            "  {:<10}  {size:>10}, {bits:>6.3} bits per weight, at most {speed:>8.1} tokens/s",
+            plan.quant
+        );
     }
     if !ignored.is_empty() {
         let _ = writeln!(text, "no effect     {}", ignored.join(", "));

@@ -3,5 +3,6 @@
 pub(crate) mod convert;
 pub(crate) mod embed;
 pub(crate) mod eval;
+pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod run;

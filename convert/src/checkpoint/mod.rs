@@ -96,7 +96,7 @@ enum Kind {
 pub(crate) struct Layout {
     /// The folder that has the config and the tokenizer.
     pub(crate) folder: PathBuf,
-    /// `config.json`.
+    /// `config.json`, or the file that describes the model instead.
     pub(crate) config: PathBuf,
     weights: Source,
 }
@@ -116,8 +116,9 @@ const NAMES: [(&str, bool, Kind); 4] = [
 ];
 
 impl Layout {
-    /// Finds the checkpoint at `path`: a folder, or one of its weight files.
-    pub(crate) fn find(path: &Path) -> Result<Self, ConvertError> {
+    /// Finds the checkpoint at `path`: a folder, or one of its weight files. Another file may describe it than the config
+    /// beside them.
+    pub(crate) fn find(path: &Path, described_by: Option<&Path>) -> Result<Self, ConvertError> {
         let missing = |reason: String| ConvertError::NotACheckpoint { path: path.into(), reason };
         let about = std::fs::metadata(path).map_err(ConvertError::io(path))?;
         let (folder, weights) = if about.is_dir() {
@@ -135,6 +136,9 @@ impl Layout {
             let weights = match name.rsplit_once('.') {
                 Some((_, "safetensors" | "bin" | "pt" | "pth")) => Source::Single(path.into(), kind),
                 Some((_, "json")) if name.ends_with(".index.json") => Source::Index(path.into(), kind),
+                Some((_, "yaml" | "yml")) => {
+                    return Err(missing("describes a model, expected its weights, and this file as --spec".into()));
+                }
                 _ => {
                     return Err(missing(
                         "expected a folder, or a file called *.safetensors, *.bin, *.index.json or *.gguf".into(),
@@ -144,8 +148,8 @@ impl Layout {
             let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             (folder.to_path_buf(), Some(weights))
         };
-        let config = folder.join("config.json");
-        if !config.is_file() {
+        let config = described_by.map_or_else(|| folder.join("config.json"), Path::to_path_buf);
+        if described_by.is_none() && !config.is_file() {
             let place = if about.is_dir() { "no config.json in this folder" } else { "no config.json beside it" };
             return Err(missing(place.into()));
         }

@@ -62,7 +62,7 @@ pub(super) const HUB: Fields = Fields {
 };
 
 /// More layers than any model has: keeps a hostile config from asking for absurd memory.
-const MAX_LAYERS: usize = 1 << 14;
+pub(super) const MAX_LAYERS: usize = 1 << 14;
 
 /// A spec with what `fields` name. Without a position; `LayerNorm` with gain and bias before attention and before a plain
 /// feed-forward network, one after the other; biases everywhere but in the head.

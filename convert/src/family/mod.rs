@@ -30,11 +30,14 @@ mod qwen3;
 mod qwen3_moe;
 mod roberta;
 mod rotary;
+pub(crate) mod spec_file;
 mod stablelm;
 mod window;
 
+use crate::checkpoint::read_small;
 use crate::config::{Config, Leftover};
 use crate::error::{ConvertError, shown};
+use std::path::Path;
 use tidbit_runtime::spec::Spec;
 
 /// Every family that is understood.
@@ -85,7 +88,7 @@ pub(crate) struct Family {
 }
 
 /// Where one of our tensors comes from. `{}` stands for a layer's number, `{e}` for an expert's, `*` at the end for `weight` or
-/// `bias`.
+/// `bias`; `*` alone for any name.
 #[derive(Debug)]
 pub(crate) struct Rule {
     /// Its name in the model file.
@@ -133,6 +136,9 @@ const fn rule(ours: &'static str, theirs: &'static [&'static str], order: Order)
 impl Rule {
     /// The names in checkpoints of our tensor `ours`, without the prefix, if this rule is about it.
     pub(crate) fn names(&self, ours: &str) -> Option<Vec<String>> {
+        if self.ours == "*" {
+            return Some(vec![ours.into()]);
+        }
         let (pattern, kind) = match self.ours.strip_suffix('*') {
             Some(pattern) => {
                 let kind = ["weight", "bias"].into_iter().find(|kind| ours.ends_with(kind))?;
@@ -173,6 +179,30 @@ pub(crate) struct Described {
     pub(crate) left: Leftover,
     /// What says so, for messages.
     pub(crate) said_by: &'static str,
+}
+
+impl Described {
+    /// Whether it was a file of ours.
+    pub(crate) fn by_spec_file(&self) -> bool {
+        self.said_by == spec_file::SAID_BY
+    }
+
+    /// How it says whether the head is tied.
+    pub(crate) fn says_tied(&self, tied: bool) -> &'static str {
+        match (self.by_spec_file(), tied) {
+            (true, true) => "`head_type` is tied",
+            (true, false) => "`head_type` is untied",
+            (false, true) => "`tie_word_embeddings` is true",
+            (false, false) => "`tie_word_embeddings` is false",
+        }
+    }
+}
+
+/// Reads a file that describes a model: a spec file (`.yaml`, `.yml`), or a config.
+pub(crate) fn read_described(path: &Path) -> Result<Described, ConvertError> {
+    let (file, bytes) = (path.display().to_string(), read_small(path)?);
+    let yaml = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("yaml") || e.eq_ignore_ascii_case("yml"));
+    if yaml { spec_file::read(&file, &bytes) } else { read_config(&file, &bytes) }
 }
 
 /// Reads a config: its family, its spec, and the fields that were not needed.

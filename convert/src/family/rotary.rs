@@ -112,7 +112,11 @@ fn dims(
 }
 
 /// The scaling that an object asks for.
-fn scaling_of(config: &Config, rope: &Config, trained: usize) -> Result<Option<RotaryScaling>, ConvertError> {
+pub(super) fn scaling_of(
+    config: &Config,
+    rope: &Config,
+    trained: usize,
+) -> Result<Option<RotaryScaling>, ConvertError> {
     const ORIGINAL: &str = "original_max_position_embeddings";
     let kind = rope.one_text(&["rope_type", "type"])?;
     let original = || Ok::<_, ConvertError>(rope.size(&[ORIGINAL])?.unwrap_or(trained));
@@ -123,7 +127,7 @@ fn scaling_of(config: &Config, rope: &Config, trained: usize) -> Result<Option<R
             Some(RotaryScaling::Linear { factor: rope.required("factor")? })
         }
         Some("dynamic") => {
-            rope.expect_size(&[ORIGINAL], trained, "as `max_position_embeddings`")?;
+            rope.expect_size(&[ORIGINAL], trained, "the trained length")?;
             Some(RotaryScaling::Dynamic { factor: rope.required("factor")?, original: trained })
         }
         Some("llama3") => Some(RotaryScaling::Llama3 {

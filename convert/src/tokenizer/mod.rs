@@ -93,7 +93,7 @@ fn load_alone(folder: &Path, vocab_size: usize) -> Result<Loaded, ConvertError> 
 }
 
 /// Checks that the library takes it, that the runtime can decode with it, and that its ids fit.
-fn validate(path: &Path, bytes: &[u8], vocab_size: usize) -> Result<(), ConvertError> {
+pub(crate) fn validate(path: &Path, bytes: &[u8], vocab_size: usize) -> Result<(), ConvertError> {
     let error = |reason: String| Err(ConvertError::tokenizer(path, reason));
     let tokenizer = match Tokenizer::from_bytes(bytes) {
         Ok(tokenizer) => tokenizer,
@@ -106,7 +106,7 @@ fn validate(path: &Path, bytes: &[u8], vocab_size: usize) -> Result<(), ConvertE
     match outside.min_by_key(|&(_, id)| id) {
         Some((token, id)) => {
             let token = shown(&token);
-            error(format!("token {token:?} has id {id}, but `vocab_size` is {vocab_size} (config.json)"))
+            error(format!("token {token:?} has id {id}, but `vocab_size` is {vocab_size}"))
         }
         None => Ok(()),
     }
