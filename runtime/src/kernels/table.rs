@@ -113,11 +113,11 @@ macro_rules! instantiate {
                 unsafe { gemm_int::gemv::<S, gemm_int::Q8>(args) }
             }
             $(#[$feature])*
-            unsafe fn byte_tiles(chunk: &mut Chunk<'_>, n_panels: usize, n_tokens: usize) {
+            unsafe fn byte_tiles(chunk: &Chunk<'_>, n_panels: usize, n_tokens: usize) {
                 unsafe { gemm_int::tiles::<S, OfBytes, $ip, $it>(chunk, n_panels, n_tokens) }
             }
             $(#[$feature])*
-            unsafe fn code_tiles(chunk: &mut Chunk<'_>, n_panels: usize, n_tokens: usize) {
+            unsafe fn code_tiles(chunk: &Chunk<'_>, n_panels: usize, n_tokens: usize) {
                 unsafe { gemm_int::tiles::<S, OfCodes, $ip, $it>(chunk, n_panels, n_tokens) }
             }
             $(#[$feature])*

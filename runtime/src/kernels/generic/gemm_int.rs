@@ -290,6 +290,7 @@ unsafe fn direct<S: Simd, W: IntWeights<S>, const T: usize>(args: &GemmArgs, tok
             for (t, sum) in sums.into_iter().enumerate() {
                 args.finish::<S>(token + t, panel, S::mul(sum, row_scales));
             }
+            args.activate(token, T, panel, 1);
         }
     }
     T
@@ -315,7 +316,7 @@ unsafe fn few<S: Simd, W: IntWeights<S>>(args: &GemmArgs) {
 }
 
 /// [`tiles`] of one instruction set: a function of its own, because the types share it.
-pub(in crate::kernels) type Tiles = unsafe fn(&mut Chunk<'_>, usize, usize);
+pub(in crate::kernels) type Tiles = unsafe fn(&Chunk<'_>, usize, usize);
 
 /// Many tokens: weights of `P` panels are unpacked once for [`CHUNK_TOKENS`] tokens, which go through `tiles`.
 #[inline(always)]
@@ -384,7 +385,7 @@ unsafe fn panels<S: Simd, W: IntWeights<S>, const P: usize>(args: &GemmArgs, pan
                     unpack::<S, W>(weights, source, n_blocks, unpacked.add(p * CHUNK_BLOCKS * UNPACKED_BYTES));
                 }
                 let last = first_block + n_blocks == layout.n_blocks;
-                let mut chunk = Chunk {
+                let chunk = Chunk {
                     args,
                     panel,
                     token: first_token,
@@ -397,7 +398,7 @@ unsafe fn panels<S: Simd, W: IntWeights<S>, const P: usize>(args: &GemmArgs, pan
                     first: first_block == 0,
                     last,
                 };
-                tiles(&mut chunk, P, n_tokens);
+                tiles(&chunk, P, n_tokens);
             }
         }
     }
@@ -406,11 +407,13 @@ unsafe fn panels<S: Simd, W: IntWeights<S>, const P: usize>(args: &GemmArgs, pan
 /// The `n_tokens` tokens of a chunk, of which `T` are computed at a time; its panels are 1 or `P`.
 #[inline(always)]
 pub(in crate::kernels) unsafe fn tiles<S: Simd, D: Dots<S>, const P: usize, const T: usize>(
-    chunk: &mut Chunk<'_>,
+    chunk: &Chunk<'_>,
     n_panels: usize,
     n_tokens: usize,
 ) {
     const { assert!(P <= MAX_PANELS && T <= CHUNK_TOKENS) };
+    // A copy stays in registers.
+    let mut chunk = *chunk;
     // SAFETY: passed on.
     unsafe { if n_panels == P { chunk.all::<S, D, P, T>(n_tokens) } else { chunk.all::<S, D, 1, T>(n_tokens) } }
 }
@@ -450,6 +453,7 @@ unsafe fn unpack<S: Simd, W: IntWeights<S>>(weights: W, source: *const u8, n_blo
 struct Lines<T>(T);
 
 /// Unpacked blocks of `P` panels, and the tokens that meet them.
+#[derive(Clone, Copy)]
 pub(in crate::kernels) struct Chunk<'a> {
     args: &'a GemmArgs<'a>,
     panel: usize,
@@ -544,6 +548,7 @@ impl Chunk<'_> {
                         self.args.finish::<S>(self.token + t, self.panel + p, S::mul(sums[t][p], row_scales));
                     }
                 }
+                self.args.activate(self.token, T, self.panel, P);
             } else {
                 for t in 0..T {
                     for p in 0..P {
@@ -566,7 +571,19 @@ impl GemmArgs<'_> {
         self.out.wrapping_add(token * self.out_stride + panel * PANEL_ROWS)
     }
 
-    /// Adds the bias, applies the epilogue and writes 16 rows of token `token`.
+    /// Applies an activation, if it is the epilogue, to what [`finish`](Self::finish) has written of `n_tokens` tokens from
+    /// `token` on and `n_panels` panels from `panel` on. A call, made while no sums are in registers.
+    #[inline(always)]
+    pub(in crate::kernels) unsafe fn activate(&self, token: usize, n_tokens: usize, panel: usize, n_panels: usize) {
+        if let Epilogue::Activate(kind) = self.epilogue {
+            for t in token..token + n_tokens {
+                // SAFETY: the arguments cover tokens and panels; `out` is padded to 16.
+                unsafe { (self.activation)(kind, self.out_at(t, panel), n_panels * LANES) };
+            }
+        }
+    }
+
+    /// Adds the bias, applies the epilogue but for an activation, and writes 16 rows of token `token`.
     #[inline(always)]
     pub(in crate::kernels) unsafe fn finish<S: Simd>(&self, token: usize, panel: usize, sum: S::F) {
         // SAFETY: the arguments cover token and panel; `out` and `bias` are padded to 16.
@@ -577,13 +594,9 @@ impl GemmArgs<'_> {
             }
             let out = self.out_at(token, panel);
             match self.epilogue {
-                Epilogue::Store => {}
                 Epilogue::Add => value = S::add(value, S::load(out)),
                 Epilogue::Multiply => value = S::mul(value, S::load(out)),
-                Epilogue::Activate(kind) => {
-                    S::store(out, value);
-                    return (self.activate)(kind, out, LANES);
-                }
+                Epilogue::Store | Epilogue::Activate(_) => {}
             }
             S::store(out, value);
         }
