@@ -33,6 +33,11 @@ case $(uname -s) in
   *)
     shared=libtidbit.so.$abi link=libtidbit.so built=libtidbit.so private="-lpthread -ldl -lm"
     name_it=(-C "link-arg=-Wl,-soname,$shared")
+    # Relocations in a sixtieth of the space, where the loader reads them so; a linker that does not know them leaves them.
+    libc=$(getconf GNU_LIBC_VERSION 2>/dev/null || true)
+    if [ "$(printf '%s\n' "glibc 2.36" "$libc" | sort -V | head -n 1)" = "glibc 2.36" ]; then
+      name_it+=(-C link-arg=-Wl,-z,pack-relative-relocs)
+    fi
     ;;
 esac
 

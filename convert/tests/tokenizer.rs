@@ -83,7 +83,7 @@ fn a_tokenizer_that_does_not_fit_is_refused() {
     let (vocab, merges) = vocabulary();
     let dir = folder(259, &vocab, merges);
     let message = failure(dir.path());
-    let expected = "vocab.json: token \"Ġthe\" has id 259, but `vocab_size` is 259 (config.json)";
+    let expected = "vocab.json: token \"Ġthe\" has id 259, but `vocab_size` is 259";
     assert!(message.contains(expected), "{message}");
     let padded = folder(300, &vocab, merges);
     assert!(Checkpoint::open(padded.path()).unwrap().has_tokenizer(), "rows without tokens are padding");

@@ -49,7 +49,7 @@
 
 /**
  * What `tidbit_session_output` gives: hidden states after the last block and the final normalization, as the head takes
- * them, `[d_model]` for each token. Their mean, or the last one, is an embedding of the text.
+ * them, `[d_model]` for each token.
  */
 #define TIDBIT_HIDDEN_STATES 2
 
@@ -532,7 +532,9 @@ tidbit_status tidbit_session_append(tidbit_session *session,
                                     size_t n_tokens);
 
 /**
- * Appends a text: its tokens, as `tidbit_encode` tells them, are run through the model. `out_n_tokens` gets their number.
+ * Appends a text: its tokens, as `tidbit_encode` tells them, are run through the model. At the beginning of a session come
+ * first the tokens that the tokenizer puts before every text (LLaMA's `<s>`), unless the text begins with them. `out_n_tokens`
+ * gets the number of all.
  *
  * Ownership: the text stays the caller's. `out_n_tokens` may be null.
  * Threads: as `tidbit_session_new`.
@@ -595,6 +597,28 @@ tidbit_status tidbit_session_output(tidbit_session *session,
                                     float *buffer,
                                     size_t capacity,
                                     size_t *out_length);
+
+/**
+ * Embeds a text: a vector `[d_model]`, made of the hidden states of its tokens and of those that the tokenizer puts around them
+ * (BERT's `[CLS]` and `[SEP]`), pooled and normalized as the model says (`architecture.pooling` of `tidbit_info`). The text of
+ * the session has no part in it and stays as it is.
+ *
+ * It is what encoders are for, which have no logits: `tidbit_session_append` and what follows from it are
+ * `TIDBIT_UNSUPPORTED` there. A decoder embeds too. For the time of the call it takes a cache of the size of the text.
+ *
+ * Ownership: text and buffer stay the caller's; capacity and length count floats. A null buffer of capacity 0 asks for the
+ * length.
+ * Threads: as `tidbit_session_new`.
+ * Errors: `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`; `TIDBIT_CONTEXT_FULL` for a text of more tokens than the
+ * model embeds; `TIDBIT_EMPTY` for one without any; `TIDBIT_NOT_FINITE`, `TIDBIT_OUT_OF_MEMORY`, `TIDBIT_CANCELLED`,
+ * `TIDBIT_POISONED`; otherwise as `tidbit_encode`, and `TIDBIT_BUSY`.
+ */
+tidbit_status tidbit_session_embed(tidbit_session *session,
+                                   const char *text,
+                                   size_t text_length,
+                                   float *buffer,
+                                   size_t capacity,
+                                   size_t *out_length);
 
 /**
  * Scores tokens as what follows the text, which stays as it is: the natural logarithm of the probability of each after all

@@ -29,6 +29,8 @@ export class Session {
   /** Pieces of text, of at most so many tokens. */
   generate(nTokens?: number): Generator<string, void, void>;
   tokens(): Uint32Array;
+  /** The embedding of a text, which has nothing to do with that of the session. */
+  embed(text: string): Float32Array;
   rewind(position: number): void;
   save(): Uint8Array;
   load(bytes: Uint8Array): void;

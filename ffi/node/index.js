@@ -27,6 +27,7 @@ const functions = Object.fromEntries(
     "int32_t tidbit_session_append(void *session, const void *tokens, size_t n_tokens)",
     "int32_t tidbit_session_append_text(void *session, const char *text, size_t text_length, void *out_n_tokens)",
     "int32_t tidbit_session_next(void *session, void *out_token, void *buffer, size_t capacity, _Out_ size_t *out_length)",
+    "int32_t tidbit_session_embed(void *session, const char *text, size_t text_length, void *buffer, size_t capacity, _Out_ size_t *out_length)",
     "int32_t tidbit_session_tokens(void *session, void *tokens, size_t capacity, _Out_ size_t *out_length)",
     "int32_t tidbit_session_rewind(void *session, size_t position)",
     "int32_t tidbit_session_save(void *session, void *buffer, size_t capacity, _Out_ size_t *out_length)",
@@ -171,6 +172,10 @@ export class Session {
 
   tokens() {
     return fill(Uint32Array, 256, (...buffer) => functions.session_tokens(this.#handle, ...buffer))[1];
+  }
+
+  embed(text) {
+    return fill(Float32Array, 0, (...buffer) => functions.session_embed(this.#handle, text, bytes(text), ...buffer))[1];
   }
 
   rewind(position) {

@@ -18,6 +18,7 @@ use std::ffi::c_char;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
+use tidbit_runtime::embed;
 use tidbit_runtime::engine::{Engine, EngineOptions, Feed, MAX_BATCH};
 use tidbit_runtime::error::SessionError;
 use tidbit_runtime::format::Contents;
@@ -276,6 +277,14 @@ impl State {
         let (n, time) = self.statistics.decode;
         self.statistics.decode = (n + 1, time + started.elapsed());
         Ok(if ends { TIDBIT_END } else { TIDBIT_OK })
+    }
+
+    /// The embedding of another text, given as tokens. The session's own stays as it is.
+    pub(crate) fn embed(&mut self, ids: Vec<u32>) -> Outcome<Vec<f32>> {
+        self.logits_after = None;
+        let pooling = self.engine.model().spec().pooling.clone();
+        let mut embeddings = embed::embed(&mut self.engine, &pooling, &[ids])?;
+        Ok(embeddings.pop().expect("one for each text"))
     }
 
     /// Calls `visit(row, logits, hidden)` for the last `n` tokens of the text.

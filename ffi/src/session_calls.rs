@@ -17,7 +17,7 @@ pub const TIDBIT_LOGITS: i32 = 0;
 /// What `tidbit_session_output` gives: natural logarithms of probabilities, `[vocab_size]` for each token.
 pub const TIDBIT_LOG_PROBABILITIES: i32 = 1;
 /// What `tidbit_session_output` gives: hidden states after the last block and the final normalization, as the head takes
-/// them, `[d_model]` for each token. Their mean, or the last one, is an embedding of the text.
+/// them, `[d_model]` for each token.
 pub const TIDBIT_HIDDEN_STATES: i32 = 2;
 
 /// Says how many bytes of memory a session takes, before anything is taken: its cache when full, and its scratch memory.
@@ -105,7 +105,9 @@ pub unsafe extern "C" fn tidbit_session_append(
     })
 }
 
-/// Appends a text: its tokens, as `tidbit_encode` tells them, are run through the model. `out_n_tokens` gets their number.
+/// Appends a text: its tokens, as `tidbit_encode` tells them, are run through the model. At the beginning of a session come
+/// first the tokens that the tokenizer puts before every text (LLaMA's `<s>`), unless the text begins with them. `out_n_tokens`
+/// gets the number of all.
 ///
 /// Ownership: the text stays the caller's. `out_n_tokens` may be null.
 /// Threads: as `tidbit_session_new`.
@@ -124,7 +126,8 @@ pub unsafe extern "C" fn tidbit_session_append_text(
         // SAFETY: as above.
         let text = unsafe { self::text(text, text_length, "the text")? };
         let state = session.lock()?;
-        let tokens = tokenizer(&session.model)?.encode(text)?;
+        let tokenizer = tokenizer(&session.model)?;
+        let tokens = if state.text.is_empty() { tokenizer.encode_start(text)? } else { tokenizer.encode(text)? };
         state.compute(|state| state.append(&tokens))?;
         if let Some(out) = out {
             out.set(tokens.len());
@@ -253,6 +256,41 @@ pub unsafe extern "C" fn tidbit_session_output(
         })?;
         out.finish(length);
         Ok(())
+    })
+}
+
+/// Embeds a text: a vector `[d_model]`, made of the hidden states of its tokens and of those that the tokenizer puts around them
+/// (BERT's `[CLS]` and `[SEP]`), pooled and normalized as the model says (`architecture.pooling` of `tidbit_info`). The text of
+/// the session has no part in it and stays as it is.
+///
+/// It is what encoders are for, which have no logits: `tidbit_session_append` and what follows from it are
+/// `TIDBIT_UNSUPPORTED` there. A decoder embeds too. For the time of the call it takes a cache of the size of the text.
+///
+/// Ownership: text and buffer stay the caller's; capacity and length count floats. A null buffer of capacity 0 asks for the
+/// length.
+/// Threads: as `tidbit_session_new`.
+/// Errors: `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`; `TIDBIT_CONTEXT_FULL` for a text of more tokens than the
+/// model embeds; `TIDBIT_EMPTY` for one without any; `TIDBIT_NOT_FINITE`, `TIDBIT_OUT_OF_MEMORY`, `TIDBIT_CANCELLED`,
+/// `TIDBIT_POISONED`; otherwise as `tidbit_encode`, and `TIDBIT_BUSY`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tidbit_session_embed(
+    session: *mut tidbit_session,
+    text: *const c_char,
+    text_length: usize,
+    buffer: *mut f32,
+    capacity: usize,
+    out_length: *mut usize,
+) -> Status {
+    guard(|| {
+        // SAFETY: as in `tidbit_session_estimate`.
+        let out = unsafe { Buffer::new(buffer, capacity, out_length)? };
+        let session = objects::get::<Session>(session)?;
+        // SAFETY: as above.
+        let text = unsafe { self::text(text, text_length, "the text")? };
+        let state = session.lock()?;
+        let tokens = tokenizer(&session.model)?.encode_whole(text)?;
+        out.require(session.model.spec().d_model)?;
+        out.write(&state.compute(|state| state.embed(tokens))?)
     })
 }
 

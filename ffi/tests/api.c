@@ -354,6 +354,13 @@ static void opening(void) {
     FAILS(TIDBIT_BAD_MODEL, tidbit_model_open_fd(ends[1], 0, 0, in_place, &model));
     close(ends[0]);
     close(ends[1]);
+    const char *no_files[] = {"/dev/zero", "/dev/null", folder};
+    for (int i = 0; i < 3; i++) {
+        CHECK((fd = open(no_files[i], O_RDONLY)) >= 0);
+        FAILS(TIDBIT_BAD_MODEL, tidbit_model_open_fd(fd, 0, 0, NULL, &model));
+        FAILS(TIDBIT_BAD_MODEL, tidbit_model_open_fd(fd, 0, 0, in_place, &model));
+        close(fd);
+    }
     fd = open(model_path, O_WRONLY);
     if (fd >= 0) {
         FAILS(TIDBIT_IO, tidbit_model_open_fd(fd, 0, 0, NULL, &model));
@@ -715,6 +722,19 @@ static void sessions(void) {
     FAILS(TIDBIT_INVALID_ARGUMENT, tidbit_session_output(session, TIDBIT_LOGITS, 1, NULL, vocab, &length));
     FAILS(TIDBIT_INVALID_ARGUMENT, tidbit_session_output(session, TIDBIT_LOGITS, 1, again, vocab, NULL));
 
+    /* An embedding is of another text. */
+    OK(tidbit_session_tokens(session, tokens, 600, &n));
+    FAILS(TIDBIT_BUFFER_TOO_SMALL, tidbit_session_embed(session, TEXT("the king"), NULL, 0, &length));
+    CHECK(length == d_model);
+    OK(tidbit_session_embed(session, TEXT("the king"), again, length, &length));
+    CHECK(length == d_model && info_int(session, "position") == (int64_t)n);
+    FAILS(TIDBIT_EMPTY, tidbit_session_embed(session, NULL, 0, again, vocab, &length));
+    CHECK(length == 0);
+    FAILS(TIDBIT_INVALID_ARGUMENT, tidbit_session_embed(session, NULL, 3, again, vocab, &length));
+    FAILS(TIDBIT_INVALID_ARGUMENT, tidbit_session_embed(session, TEXT("a"), NULL, vocab, &length));
+    FAILS(TIDBIT_INVALID_ARGUMENT, tidbit_session_embed(session, TEXT("a"), again, vocab, NULL));
+    FAILS(TIDBIT_INVALID_UTF8, tidbit_session_embed(session, TEXT("\xFF"), again, vocab, &length));
+
     /* Scores: the same as the log-probabilities, and nothing changes. */
     OK(tidbit_session_tokens(session, tokens, 600, &n));
     uint32_t next[3] = {5, 6, 7};
@@ -788,6 +808,7 @@ static void sessions(void) {
         FAILS(TIDBIT_INVALID_HANDLE, tidbit_session_next(s, NULL, piece, sizeof piece, &length));
         FAILS(TIDBIT_INVALID_HANDLE, tidbit_session_clone(s, &out));
         FAILS(TIDBIT_INVALID_HANDLE, tidbit_session_output(s, 0, 1, again, vocab, &length));
+        FAILS(TIDBIT_INVALID_HANDLE, tidbit_session_embed(s, TEXT("a"), again, vocab, &length));
         FAILS(TIDBIT_INVALID_HANDLE, tidbit_session_score(s, many, 1, scores, &total));
         FAILS(TIDBIT_INVALID_HANDLE, tidbit_session_rewind(s, 0));
         FAILS(TIDBIT_INVALID_HANDLE, tidbit_session_tokens(s, tokens, 600, &length));

@@ -53,3 +53,13 @@ fn no_misuse_does_harm() {
         assert_eq!(printed, "every check passed\n");
     }
 }
+
+/// Memory that the system does not have, from C.
+#[test]
+#[cfg(target_os = "linux")]
+fn no_memory_is_a_status() {
+    let file = gpt2();
+    run_with_both("tests/memory.c", &[file.to_str().unwrap()], |printed| {
+        assert_eq!(printed, "every refusal was a status\n");
+    });
+}

@@ -192,7 +192,7 @@ impl Host {
         let (model, options) = (self.handle(MODEL), self.handle(OPTIONS));
         let (session, decoder) = (self.handle(SESSION), self.handle(DECODER));
         let options_or_null = if self.random.one_in(3) { null_mut() } else { options };
-        let (name, status, empty) = match self.random.below(38) {
+        let (name, status, empty) = match self.random.below(39) {
             0 => ("options_new", unsafe { tidbit_options_new(out.cast()) }, handle == 0),
             1 | 2 => {
                 let (key, n) = self.text(&["session.context", "session.threads", "sampling.top_k", "sampling.seed"]);
@@ -321,6 +321,14 @@ impl Host {
                 ("tokens", status, no_length(status, length))
             }
             35 => ("save", self.save(session), true),
+            37 => {
+                let (text, n) = self.text(&["Once upon a time", "x"]);
+                let mut floats = vec![0f32; 300];
+                let capacity = self.capacity(floats.len());
+                let (text, floats) = (text.as_ptr().cast(), floats.as_mut_ptr());
+                let status = unsafe { tidbit_session_embed(session, text, n, floats, capacity, out_length) };
+                ("embed", status, no_length(status, length))
+            }
             36 => ("load", self.load(session), true),
             _ => {
                 let kind = self.random.below(4);

@@ -53,67 +53,75 @@ impl Embedder {
         self.engine.cancel_flag()
     }
 
-    /// The embeddings `[d_model]` of texts, given as tokens with those that the tokenizer
-    /// [puts around a text](crate::tokenizer::Tokenizer::encode_whole). Texts run together as far as a batch holds them; each has
-    /// the bits that it has alone.
+    /// The embeddings of texts, as [`embed`] makes them.
     ///
     /// # Errors
-    /// When a text has no token, one outside the vocabulary, or more than [`max_tokens`](Self::max_tokens); when memory
-    /// cannot be had; when it was cancelled; when an embedding is not finite.
+    /// As [`embed`].
     pub fn embed(&mut self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, SessionError> {
-        let (model, most) = (self.engine.model().clone(), self.max_tokens());
-        if let Some(text) = texts.iter().find(|text| text.len() > most) {
-            return Err(SessionError::ContextFull { needed: text.len(), context: most });
-        }
-        let mut embeddings = Vec::with_capacity(texts.len());
-        let mut rest = texts;
-        while !rest.is_empty() {
-            // Caches of all texts at once would be a multiple of the memory for no gain.
-            let (group, later) = rest.split_at(fitting(rest, self.engine.max_batch()));
-            rest = later;
-            let sequence = |text: &Vec<u32>| {
-                let options = SequenceOptions { context: Some(text.len().max(1)), cache_type: None };
-                Sequence::new(&model, &options)
-            };
-            let mut sequences = group.iter().map(sequence).collect::<Result<Vec<_>, _>>()?;
-            let mut feeds: Vec<_> = sequences.iter_mut().zip(group).map(|(s, text)| Feed::new(s, text)).collect();
-            let mut sums = vec![vec![0f64; model.spec().d_model]; group.len()];
-            let kind = self.pooling.kind;
-            self.engine.each_hidden(&mut feeds, |text, token, hidden| {
-                let last = group[text].len() - 1;
-                let counts = match kind {
-                    PoolingKind::Mean => true,
-                    PoolingKind::Cls => token == 0,
-                    PoolingKind::Last => token == last,
-                };
-                if counts {
-                    sums[text].iter_mut().zip(hidden).for_each(|(sum, x)| *sum += f64::from(*x));
-                }
-            })?;
-            for (sum, text) in sums.into_iter().zip(group) {
-                embeddings.push(self.finish(sum, text.len())?);
-            }
-        }
-        Ok(embeddings)
+        embed(&mut self.engine, &self.pooling, texts)
     }
+}
 
-    /// The embedding of a sum of hidden states.
-    fn finish(&self, sum: Vec<f64>, n_tokens: usize) -> Result<Vec<f32>, SessionError> {
-        let mut divisor = if self.pooling.kind == PoolingKind::Mean { n_tokens as f64 } else { 1.0 };
-        if self.pooling.normalize {
-            // A vector of zeros stays one.
-            divisor = sum.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+/// The embeddings `[d_model]` of texts, given as tokens with those that the tokenizer
+/// [puts around a text](crate::tokenizer::Tokenizer::encode_whole). Texts run together as far as a batch holds them; each has
+/// the bits that it has alone.
+///
+/// # Errors
+/// When a text has no token, one outside the vocabulary, or more than [`max_tokens`]; when memory cannot be had; when it was
+/// cancelled; when an embedding is not finite.
+pub fn embed(engine: &mut Engine, pooling: &Pooling, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, SessionError> {
+    let model = engine.model().clone();
+    let most = max_tokens(model.spec(), pooling);
+    if let Some(text) = texts.iter().find(|text| text.len() > most) {
+        return Err(SessionError::ContextFull { needed: text.len(), context: most });
+    }
+    let mut embeddings = Vec::with_capacity(texts.len());
+    let mut rest = texts;
+    while !rest.is_empty() {
+        // Caches of all texts at once would be a multiple of the memory for no gain.
+        let (group, later) = rest.split_at(fitting(rest, engine.max_batch()));
+        rest = later;
+        let sequence = |text: &Vec<u32>| {
+            let options = SequenceOptions { context: Some(text.len().max(1)), cache_type: None };
+            Sequence::new(&model, &options)
+        };
+        let mut sequences = group.iter().map(sequence).collect::<Result<Vec<_>, _>>()?;
+        let mut feeds: Vec<_> = sequences.iter_mut().zip(group).map(|(s, text)| Feed::new(s, text)).collect();
+        let mut sums = vec![vec![0f64; model.spec().d_model]; group.len()];
+        engine.each_hidden(&mut feeds, |text, token, hidden| {
+            let last = group[text].len() - 1;
+            let counts = match pooling.kind {
+                PoolingKind::Mean => true,
+                PoolingKind::Cls => token == 0,
+                PoolingKind::Last => token == last,
+            };
+            if counts {
+                sums[text].iter_mut().zip(hidden).for_each(|(sum, x)| *sum += f64::from(*x));
+            }
+        })?;
+        for (sum, text) in sums.into_iter().zip(group) {
+            embeddings.push(finish(pooling, sum, text.len())?);
         }
-        let embedding: Vec<f32> = sum.into_iter().map(|x| (x / divisor) as f32).collect();
-        match embedding.iter().position(|x| !x.is_finite()) {
-            Some(dimension) => Err(SessionError::EmbeddingNotFinite { dimension, value: embedding[dimension] }),
-            None => Ok(embedding),
-        }
+    }
+    Ok(embeddings)
+}
+
+/// The embedding of a sum of hidden states.
+fn finish(pooling: &Pooling, sum: Vec<f64>, n_tokens: usize) -> Result<Vec<f32>, SessionError> {
+    let mut divisor = if pooling.kind == PoolingKind::Mean { n_tokens as f64 } else { 1.0 };
+    if pooling.normalize {
+        // A vector of zeros stays one.
+        divisor = sum.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+    }
+    let embedding: Vec<f32> = sum.into_iter().map(|x| (x / divisor) as f32).collect();
+    match embedding.iter().position(|x| !x.is_finite()) {
+        Some(dimension) => Err(SessionError::EmbeddingNotFinite { dimension, value: embedding[dimension] }),
+        None => Ok(embedding),
     }
 }
 
 /// Tokens of the longest text that a model embeds.
-fn max_tokens(spec: &Spec, pooling: &Pooling) -> usize {
+pub fn max_tokens(spec: &Spec, pooling: &Pooling) -> usize {
     pooling.max_tokens.unwrap_or(spec.context_length).min(spec.context_length)
 }
 

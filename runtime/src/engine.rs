@@ -188,8 +188,7 @@ impl Engine {
         if threads == 0 || threads > MAX_THREADS {
             return Err(SessionError::Threads { asked: threads, most: MAX_THREADS });
         }
-        let least = if spec.attention.causal { 1 } else { spec.context_length };
-        let max_batch = options.max_batch.unwrap_or(MAX_BATCH).max(least);
+        let max_batch = options.max_batch.unwrap_or(MAX_BATCH).max(least_batch(spec));
         let backend = Cpu::new(kernels::active()?, threads, spec, max_batch)?;
         Ok(Self {
             acts: Activations::new(&backend, spec, max_batch)?,
@@ -236,6 +235,7 @@ impl Engine {
     /// Bytes of scratch memory that an engine takes which is asked for one row of logits at a time, as far as the
     /// architecture tells.
     pub fn scratch_bytes_of(spec: &Spec, max_batch: usize) -> usize {
+        let max_batch = max_batch.max(least_batch(spec));
         let row = spec.d_model.next_multiple_of(PANEL_ROWS) + spec.vocab_size.next_multiple_of(PANEL_ROWS);
         (Activations::<Cpu>::elements(spec, max_batch) + row) * 4 + Cpu::scratch_bytes_of(spec, max_batch)
     }
@@ -405,4 +405,9 @@ impl Engine {
             feeds => run(&mut feeds.iter_mut().map(Feed::part).collect::<Vec<_>>()),
         }
     }
+}
+
+/// The smallest batch that a text can be run in: where each token sees all others, it is not divided.
+fn least_batch(spec: &Spec) -> usize {
+    if spec.attention.causal { 1 } else { spec.context_length }
 }

@@ -86,7 +86,7 @@ impl Bytes {
     /// # Errors
     /// When there is not so much memory, the file ends before, or it cannot be read.
     pub fn read_part(file: &File, offset: u64, len: usize) -> std::io::Result<Self> {
-        let mut map = MmapMut::map_anon(len.max(1))?;
+        let mut map = room(len)?;
         read_exact_at(file, &mut map[..len], offset)?;
         Ok(Self { memory: Arc::new(Memory::Copied(map)), range: 0..len })
     }
@@ -96,7 +96,7 @@ impl Bytes {
     /// # Errors
     /// What the operating system answers.
     pub fn try_copy_from(bytes: &[u8]) -> std::io::Result<Self> {
-        let mut map = MmapMut::map_anon(bytes.len().max(1))?;
+        let mut map = room(bytes.len())?;
         map[..bytes.len()].copy_from_slice(bytes);
         Ok(Self { memory: Arc::new(Memory::Copied(map)), range: 0..bytes.len() })
     }
@@ -147,6 +147,18 @@ impl Deref for Bytes {
     fn deref(&self) -> &[u8] {
         &self.memory.as_slice()[self.range.clone()]
     }
+}
+
+/// Memory for a copy of `len` bytes, in huge pages where the system has them.
+///
+/// Decoding reads the whole model for each token. In pages of 4 KiB, that misses the TLB all the time.
+fn room(len: usize) -> std::io::Result<MmapMut> {
+    // An empty mapping is not possible.
+    let map = MmapMut::map_anon(len.max(1))?;
+    #[cfg(target_os = "linux")]
+    // A system without huge pages refuses: then it is small ones.
+    let _ = map.advise(memmap2::Advice::HugePage);
+    Ok(map)
 }
 
 /// Fills `into` from `offset` on, without moving the file's own position: a descriptor may be shared.

@@ -47,6 +47,7 @@ def main():
             fails("bad saved session", session.load, saved[:-1])
             assert len(session.logits(2)) == 2 * model.info("vocab_size")
             assert len(session.hidden_states()) == model.info("d_model")
+            assert len(session.embed(PROMPT)) == model.info("d_model") and session.position == n + 20
             scores = session.score([5, 6])
             assert abs(scores[0] - session.log_probabilities()[5]) < 1e-6 and scores[1] < 0
             session.cancel()

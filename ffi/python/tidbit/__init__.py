@@ -253,6 +253,14 @@ class Session(_Handle):
         """Hidden states of the last tokens as the head takes them, row by row."""
         return self._output(2, n_last)
 
+    def embed(self, text: str) -> array.array[float]:
+        """The embedding of a text, which has nothing to do with that of the session."""
+        data = text.encode()
+        _, buffer, length = _fill(
+            ctypes.c_float, 0, lambda *out: lib.tidbit_session_embed(self._handle, data, len(data), *out)
+        )
+        return array.array("f", bytes(buffer)[: 4 * length])
+
     def score(self, tokens: Sequence[int]) -> list[float]:
         """Logarithm of the probability of each token after the text and those before it; the text stays as it is."""
         ids, n = _tokens(tokens)

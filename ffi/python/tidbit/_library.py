@@ -66,6 +66,7 @@ for _name, _arguments in {
     "session_next": [c_void_p, POINTER(c_uint32), c_void_p, c_size_t, _size],
     "session_set_sampling": [c_void_p, c_void_p],
     "session_output": [c_void_p, c_int32, c_size_t, c_void_p, c_size_t, _size],
+    "session_embed": [c_void_p, c_char_p, c_size_t, c_void_p, c_size_t, _size],
     "session_score": [c_void_p, c_void_p, c_size_t, POINTER(c_float), POINTER(c_double)],
     "session_rewind": [c_void_p, c_size_t],
     "session_tokens": [c_void_p, c_void_p, c_size_t, _size],

@@ -3,6 +3,7 @@
 //! The kernels take whole blocks of 16 rows x 32 columns, in place. What is smaller, at the edges of a matrix, is copied
 //! and padded with zeros here.
 
+use super::table::Encoders;
 use super::{EncodeArgs, Kernels, Lines, supported};
 use crate::quant::{
     BLOCK, IntPanel, Matrix, PANEL_ROWS, QuantType, ROW_SCALES, Unrepresentable, nearest_scale, row_scale, square,
@@ -219,6 +220,7 @@ impl Kernels {
         };
         // The last columns of a panel of floats: no room to write whole blocks.
         let mut last = [0u8; BLOCK * PANEL_ROWS * 4];
+        let encoders = Encoders::of(self.name);
         let fits = match step {
             Step::Fit(scales) => {
                 let args = EncodeArgs {
@@ -230,7 +232,7 @@ impl Kernels {
                 };
                 // SAFETY: `self` proves the features. `Source::check` has asserted that all elements of the matrix lie
                 // inside, and this is a whole block of it, or a padded copy; there is room for 16 scales.
-                unsafe { (self.row.fit)(quant, &args) }
+                unsafe { (encoders.fit)(quant, &args) }
             }
             Step::Write(values, mut scales) => {
                 let whole = values.len() >= parts.block_bytes;
@@ -240,10 +242,10 @@ impl Kernels {
                 // SAFETY: as above; there is room for the values of a block.
                 let fits = unsafe {
                     match quant {
-                        QuantType::F32 => (self.row.encode[0])(&args),
-                        QuantType::F16 => (self.row.encode[1])(&args),
+                        QuantType::F32 => (encoders.encode[0])(&args),
+                        QuantType::F16 => (encoders.encode[1])(&args),
                         _ => {
-                            (self.row.assign)(quant, &args);
+                            (encoders.assign)(quant, &args);
                             true
                         }
                     }

@@ -164,6 +164,8 @@ struct GemmArgs<'a> {
     out: *mut f32,
     out_stride: usize,
     epilogue: Epilogue,
+    /// The instruction set's own. A call, because inlined into every tile of every type it was a fifth of a stripped library.
+    activation: unsafe fn(Activation, *mut f32, usize),
 }
 
 /// What becomes of the product of a query and a key, in this order.
@@ -355,6 +357,7 @@ impl Kernels {
             out_stride: out.stride(),
             out: out.as_mut_ptr(),
             epilogue,
+            activation: self.row.activate,
         };
         let functions = &self.row.gemm[w.quant() as usize];
         // SAFETY: `self` proves the features. `Matrix` has `panel_bytes` for each of its panels, laid out for its type

@@ -22,11 +22,6 @@ pub(super) struct Row {
     pub(super) to_q4: unsafe fn(*const f32, usize, *mut i8) -> u16,
     pub(super) activate: unsafe fn(Activation, *mut f32, usize),
     pub(super) exp_sum: unsafe fn(*const f32, usize) -> (f32, f64),
-    /// Of `f32` and `f16`.
-    pub(super) encode: [EncodeFn; 2],
-    /// Of integer types: scales, and then codes.
-    pub(super) fit: unsafe fn(QuantType, &EncodeArgs) -> bool,
-    pub(super) assign: unsafe fn(QuantType, &EncodeArgs),
     pub(super) read: unsafe fn(*const u8, usize) -> f32,
     pub(super) multiply: unsafe fn(usize) -> f32,
     /// Operands that `multiply` multiplies in a round.
@@ -34,6 +29,33 @@ pub(super) struct Row {
     /// Matrix products so far, counted by the functions themselves: tests see that a forced row really ran.
     #[cfg(test)]
     pub(super) products: &'static std::sync::atomic::AtomicUsize,
+}
+
+/// The functions of one instruction set that encode weights. Not in the [`Row`], so that programs that never encode, such as
+/// those with the C library, are linked without them.
+pub(super) struct Encoders {
+    /// Of `f32` and `f16`.
+    pub(super) encode: [EncodeFn; 2],
+    /// Of integer types: scales, and then codes.
+    pub(super) fit: unsafe fn(QuantType, &EncodeArgs) -> bool,
+    pub(super) assign: unsafe fn(QuantType, &EncodeArgs),
+}
+
+impl Encoders {
+    /// Those of the instruction set of that name, which [`supported`](super::supported) has listed.
+    pub(super) fn of(name: &str) -> &'static Self {
+        match name {
+            #[cfg(target_arch = "x86_64")]
+            "avx512" => &avx512_row::ENCODERS,
+            #[cfg(target_arch = "x86_64")]
+            "avx2" => &avx2_row::ENCODERS,
+            #[cfg(target_arch = "aarch64")]
+            "dotprod" => &dotprod_row::ENCODERS,
+            #[cfg(target_arch = "aarch64")]
+            "neon" => &neon_row::ENCODERS,
+            _ => &scalar_row::ENCODERS,
+        }
+    }
 }
 
 /// Makes the row of an instruction set: each generic kernel inside a function that enables the features.
@@ -49,12 +71,12 @@ macro_rules! instantiate {
         #[expect(clippy::undocumented_unsafe_blocks, reason = "features are enabled here, pointers the caller's promise")]
         pub(super) mod $module {
             use crate::kernels::generic::{attention, attention_q8, ceilings, encode, gemm_float, gemm_int, rows};
-            use super::Row;
+            use super::{Encoders, Row};
             use crate::kernels::{ActBlock, AttentionArgs, EncodeArgs, GemmArgs};
             use crate::quant::QuantType;
             use crate::spec::Activation;
             use attention_q8::{Bytes, Integral, Nibbles};
-            use gemm_int::{Centered, Four, Planes, Table, Three, Two};
+            use gemm_int::{Centered, Chunk, Four, OfBytes, OfCodes, Planes, Table, Three, Two};
 
             type S = $simd;
             type T = <S as crate::kernels::simd::Simd>::T;
@@ -93,9 +115,17 @@ macro_rules! instantiate {
                 unsafe { gemm_int::gemv::<S, gemm_int::Q8>(args) }
             }
             $(#[$feature])*
+            unsafe fn byte_tiles(chunk: &Chunk<'_>, n_panels: usize, n_tokens: usize) {
+                unsafe { gemm_int::tiles::<S, OfBytes, $ip, $it>(chunk, n_panels, n_tokens) }
+            }
+            $(#[$feature])*
+            unsafe fn code_tiles(chunk: &Chunk<'_>, n_panels: usize, n_tokens: usize) {
+                unsafe { gemm_int::tiles::<S, OfCodes, $ip, $it>(chunk, n_panels, n_tokens) }
+            }
+            $(#[$feature])*
             unsafe fn q8_many(args: &GemmArgs) {
                 count();
-                unsafe { gemm_int::gemm::<S, gemm_int::Q8, $ip, $it>(args) }
+                unsafe { gemm_int::gemm::<S, gemm_int::Q8, $ip>(args, byte_tiles) }
             }
             $(#[$feature])*
             unsafe fn q6_one(args: &GemmArgs) {
@@ -105,7 +135,7 @@ macro_rules! instantiate {
             $(#[$feature])*
             unsafe fn q6_many(args: &GemmArgs) {
                 count();
-                unsafe { gemm_int::gemm::<S, Planes<Centered<32>, 4, 2>, $ip, $it>(args) }
+                unsafe { gemm_int::gemm::<S, Planes<Centered<32>, 4, 2>, $ip>(args, code_tiles) }
             }
             $(#[$feature])*
             unsafe fn q5_one(args: &GemmArgs) {
@@ -115,7 +145,7 @@ macro_rules! instantiate {
             $(#[$feature])*
             unsafe fn q5_many(args: &GemmArgs) {
                 count();
-                unsafe { gemm_int::gemm::<S, Planes<Centered<16>, 4, 1>, $ip, $it>(args) }
+                unsafe { gemm_int::gemm::<S, Planes<Centered<16>, 4, 1>, $ip>(args, code_tiles) }
             }
             $(#[$feature])*
             unsafe fn q4_one(args: &GemmArgs) {
@@ -125,7 +155,7 @@ macro_rules! instantiate {
             $(#[$feature])*
             unsafe fn q4_many(args: &GemmArgs) {
                 count();
-                unsafe { gemm_int::gemm::<S, Planes<Table<T, Four>, 4, 0>, $ip, $it>(args) }
+                unsafe { gemm_int::gemm::<S, Planes<Table<T, Four>, 4, 0>, $ip>(args, code_tiles) }
             }
             $(#[$feature])*
             unsafe fn q3_one(args: &GemmArgs) {
@@ -135,7 +165,7 @@ macro_rules! instantiate {
             $(#[$feature])*
             unsafe fn q3_many(args: &GemmArgs) {
                 count();
-                unsafe { gemm_int::gemm::<S, Planes<Table<T, Three>, 2, 1>, $ip, $it>(args) }
+                unsafe { gemm_int::gemm::<S, Planes<Table<T, Three>, 2, 1>, $ip>(args, code_tiles) }
             }
             $(#[$feature])*
             unsafe fn q2_one(args: &GemmArgs) {
@@ -145,7 +175,7 @@ macro_rules! instantiate {
             $(#[$feature])*
             unsafe fn q2_many(args: &GemmArgs) {
                 count();
-                unsafe { gemm_int::gemm::<S, Planes<Table<T, Two>, 2, 0>, $ip, $it>(args) }
+                unsafe { gemm_int::gemm::<S, Planes<Table<T, Two>, 2, 0>, $ip>(args, code_tiles) }
             }
             $(#[$feature])*
             unsafe fn attend_f32(args: &AttentionArgs<'_>) {
@@ -240,15 +270,14 @@ macro_rules! instantiate {
                 to_q4,
                 activate,
                 exp_sum,
-                encode: [encode_f32, encode_f16],
-                fit,
-                assign,
                 read,
                 multiply,
                 peak_operands: $pw * $px,
                 #[cfg(test)]
                 products: &PRODUCTS,
             };
+
+            pub(in crate::kernels) static ENCODERS: Encoders = Encoders { encode: [encode_f32, encode_f16], fit, assign };
         }
     };
 }

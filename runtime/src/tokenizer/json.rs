@@ -67,7 +67,10 @@ impl Letters {
 
 impl Json {
     pub(super) fn read(json: &[u8]) -> Result<Self, TokenizerError> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| TokenizerError::Parse(one_line(&*e)))?;
+        let json = std::str::from_utf8(json).map_err(|e| TokenizerError::Parse(one_line(&e)))?;
+        // Not `from_bytes`, which is generic: what it reads with would be compiled here, for speed, and twice as large.
+        let mut inner: tokenizers::Tokenizer =
+            json.parse().map_err(|e: tokenizers::Error| TokenizerError::Parse(one_line(&*e)))?;
         let decoder = serde_json::to_value(inner.get_decoder()).unwrap_or_default();
         let letters = Letters::of(&decoder).map_err(|found| TokenizerError::Unsupported {
             field: "decoder",

@@ -95,6 +95,7 @@ unsafe fn tile<S: Simd, W: FloatWeights<S>, const P: usize, const T: usize>(
                 args.finish::<S>(token + t, panel + p, sums[t][p]);
             }
         }
+        args.activate(token, T, panel, P);
     }
 }
 

@@ -43,16 +43,46 @@ const MAX_PANELS: usize = 2;
 
 /// How a quant type's blocks become operands of dot products.
 pub(in crate::kernels) trait IntWeights<S: Simd>: Copy {
+    /// How operands are multiplied.
+    type Dots: Dots<S>;
     /// Bytes of one block (16 rows, 32 columns).
     const BLOCK_BYTES: usize;
-    /// What the operands are raised by.
-    const OFFSET: i32;
     /// Constants kept in registers.
     unsafe fn new() -> Self;
     /// Column groups `2 * pair` and `2 * pair + 1` of the block at `block`.
     unsafe fn pair(self, block: *const u8, pair: usize) -> (S::B, S::B);
+}
+
+/// Dot products of operands, whatever they were made of.
+pub(in crate::kernels) trait Dots<S: Simd> {
+    /// What the operands are raised by.
+    const OFFSET: i32;
     /// Adds the dot products of 4 columns.
     unsafe fn dot(acc: S::I, w: S::B, x: *const i8) -> S::I;
+}
+
+/// Of signed bytes.
+pub(in crate::kernels) struct OfBytes;
+
+impl<S: Simd> Dots<S> for OfBytes {
+    const OFFSET: i32 = S::I8_OFFSET;
+    #[inline(always)]
+    unsafe fn dot(acc: S::I, w: S::B, x: *const i8) -> S::I {
+        // SAFETY: passed on.
+        unsafe { S::dot_i8(acc, w, x) }
+    }
+}
+
+/// Of what codes stand for.
+pub(in crate::kernels) struct OfCodes;
+
+impl<S: Simd> Dots<S> for OfCodes {
+    const OFFSET: i32 = S::CODE_OFFSET;
+    #[inline(always)]
+    unsafe fn dot(acc: S::I, w: S::B, x: *const i8) -> S::I {
+        // SAFETY: passed on.
+        unsafe { S::dot_code(acc, w, x) }
+    }
 }
 
 /// `q8`.
@@ -60,8 +90,8 @@ pub(in crate::kernels) trait IntWeights<S: Simd>: Copy {
 pub(in crate::kernels) struct Q8;
 
 impl<S: Simd> IntWeights<S> for Q8 {
+    type Dots = OfBytes;
     const BLOCK_BYTES: usize = PANEL_ROWS * BLOCK;
-    const OFFSET: i32 = S::I8_OFFSET;
     #[inline(always)]
     unsafe fn new() -> Self {
         Self
@@ -70,11 +100,6 @@ impl<S: Simd> IntWeights<S> for Q8 {
     unsafe fn pair(self, block: *const u8, pair: usize) -> (S::B, S::B) {
         // SAFETY: the caller's block covers 512 bytes.
         unsafe { (S::load_i8(block.add(pair * 128)), S::load_i8(block.add(pair * 128 + 64))) }
-    }
-    #[inline(always)]
-    unsafe fn dot(acc: S::I, w: S::B, x: *const i8) -> S::I {
-        // SAFETY: passed on.
-        unsafe { S::dot_i8(acc, w, x) }
     }
 }
 
@@ -157,8 +182,8 @@ impl<S: Simd, const HALF: i8> Entries<S> for Centered<HALF> {
 pub(in crate::kernels) struct Planes<E, const LOW: usize, const HIGH: usize>(E);
 
 impl<S: Simd, E: Entries<S>, const LOW: usize, const HIGH: usize> IntWeights<S> for Planes<E, LOW, HIGH> {
+    type Dots = OfCodes;
     const BLOCK_BYTES: usize = (LOW + HIGH) * LINE;
-    const OFFSET: i32 = S::CODE_OFFSET;
     #[inline(always)]
     unsafe fn new() -> Self {
         // SAFETY: passed on.
@@ -168,11 +193,6 @@ impl<S: Simd, E: Entries<S>, const LOW: usize, const HIGH: usize> IntWeights<S> 
     unsafe fn pair(self, block: *const u8, pair: usize) -> (S::B, S::B) {
         // SAFETY: the caller's block covers its planes.
         unsafe { (self.group(block, 2 * pair), self.group(block, 2 * pair + 1)) }
-    }
-    #[inline(always)]
-    unsafe fn dot(acc: S::I, w: S::B, x: *const i8) -> S::I {
-        // SAFETY: passed on.
-        unsafe { S::dot_code(acc, w, x) }
     }
 }
 
@@ -206,11 +226,11 @@ impl<E, const LOW: usize, const HIGH: usize> Planes<E, LOW, HIGH> {
 /// Where the sum of a block's products starts: lower by what raised operands will add. A load that is broadcast: computing it
 /// here takes slots of the ports that multiply.
 #[inline(always)]
-unsafe fn start<S: Simd, W: IntWeights<S>>(x: &ActBlock) -> S::I {
-    const { assert!(W::OFFSET == 0 || W::OFFSET == 64 || W::OFFSET == 128) };
+unsafe fn start<S: Simd, D: Dots<S>>(x: &ActBlock) -> S::I {
+    const { assert!(D::OFFSET == 0 || D::OFFSET == 64 || D::OFFSET == 128) };
     // SAFETY: the features are the caller's promise.
     unsafe {
-        match W::OFFSET {
+        match D::OFFSET {
             0 => S::splat_i(0),
             64 => S::splat_i(x.lowered[0]),
             _ => S::splat_i(x.lowered[1]),
@@ -245,17 +265,17 @@ unsafe fn direct<S: Simd, W: IntWeights<S>, const T: usize>(args: &GemmArgs, tok
                 // A dot product takes longer than it takes to start the next one: few tokens need two chains each.
                 let mut odd = [S::splat_i(0); T];
                 for t in 0..T {
-                    even[t] = start::<S, W>(&*x.add(t * stride + b));
+                    even[t] = start::<S, W::Dots>(&*x.add(t * stride + b));
                 }
                 for pair in 0..4 {
                     let (first, second) = weights.pair(block, pair);
                     for t in 0..T {
                         let q = (*x.add(t * stride + b)).q.as_ptr().add(pair * 8);
-                        even[t] = W::dot(even[t], first, q);
+                        even[t] = W::Dots::dot(even[t], first, q);
                         if T < 4 {
-                            odd[t] = W::dot(odd[t], second, q.add(4));
+                            odd[t] = W::Dots::dot(odd[t], second, q.add(4));
                         } else {
-                            even[t] = W::dot(even[t], second, q.add(4));
+                            even[t] = W::Dots::dot(even[t], second, q.add(4));
                         }
                     }
                 }
@@ -270,6 +290,7 @@ unsafe fn direct<S: Simd, W: IntWeights<S>, const T: usize>(args: &GemmArgs, tok
             for (t, sum) in sums.into_iter().enumerate() {
                 args.finish::<S>(token + t, panel, S::mul(sum, row_scales));
             }
+            args.activate(token, T, panel, 1);
         }
     }
     T
@@ -294,9 +315,12 @@ unsafe fn few<S: Simd, W: IntWeights<S>>(args: &GemmArgs) {
     }
 }
 
-/// Many tokens: weights of `P` panels are unpacked once for [`CHUNK_TOKENS`] tokens, of which `T` are computed at a time.
+/// [`tiles`] of one instruction set: a function of its own, because the types share it.
+pub(in crate::kernels) type Tiles = unsafe fn(&Chunk<'_>, usize, usize);
+
+/// Many tokens: weights of `P` panels are unpacked once for [`CHUNK_TOKENS`] tokens, which go through `tiles`.
 #[inline(always)]
-pub(in crate::kernels) unsafe fn gemm<S: Simd, W: IntWeights<S>, const P: usize, const T: usize>(args: &GemmArgs) {
+pub(in crate::kernels) unsafe fn gemm<S: Simd, W: IntWeights<S>, const P: usize>(args: &GemmArgs, tiles: Tiles) {
     if args.n_tokens <= FEW {
         // SAFETY: passed on.
         return unsafe { few::<S, W>(args) };
@@ -305,11 +329,11 @@ pub(in crate::kernels) unsafe fn gemm<S: Simd, W: IntWeights<S>, const P: usize,
     // SAFETY: the caller's arguments cover the panels, the activations and the output.
     unsafe {
         while panel + P <= args.n_panels {
-            panels::<S, W, P, T>(args, panel);
+            panels::<S, W, P>(args, panel, tiles);
             panel += P;
         }
         while panel < args.n_panels {
-            panels::<S, W, 1, T>(args, panel);
+            panels::<S, W, 1>(args, panel, tiles);
             panel += 1;
         }
     }
@@ -339,8 +363,8 @@ unsafe fn block_scales<S: Simd>(p: *const i8) -> S::F {
 
 /// `P` panels from `panel` on, all tokens.
 #[inline(always)]
-unsafe fn panels<S: Simd, W: IntWeights<S>, const P: usize, const T: usize>(args: &GemmArgs, panel: usize) {
-    const { assert!(P <= MAX_PANELS && T <= CHUNK_TOKENS) };
+unsafe fn panels<S: Simd, W: IntWeights<S>, const P: usize>(args: &GemmArgs, panel: usize, tiles: Tiles) {
+    const { assert!(P <= MAX_PANELS) };
     let Activations::Int { x, stride } = args.x else { unreachable!("integer weights take integer activations") };
     // Not cleared: that took 3 % of the product.
     let mut unpacked = Lines(MaybeUninit::<[u8; MAX_PANELS * CHUNK_BLOCKS * UNPACKED_BYTES]>::uninit());
@@ -361,7 +385,7 @@ unsafe fn panels<S: Simd, W: IntWeights<S>, const P: usize, const T: usize>(args
                     unpack::<S, W>(weights, source, n_blocks, unpacked.add(p * CHUNK_BLOCKS * UNPACKED_BYTES));
                 }
                 let last = first_block + n_blocks == layout.n_blocks;
-                let mut chunk = Chunk {
+                let chunk = Chunk {
                     args,
                     panel,
                     token: first_token,
@@ -374,20 +398,24 @@ unsafe fn panels<S: Simd, W: IntWeights<S>, const P: usize, const T: usize>(args
                     first: first_block == 0,
                     last,
                 };
-                let mut left = n_tokens;
-                while left > 0 {
-                    left -= match left {
-                        // Two of 4 are faster than 6 and 2.
-                        8 if T == 6 => chunk.tokens::<S, W, P, 4>(),
-                        n if n >= T => chunk.tokens::<S, W, P, T>(),
-                        n if n >= 4 => chunk.tokens::<S, W, P, 4>(),
-                        n if n >= 2 => chunk.tokens::<S, W, P, 2>(),
-                        _ => chunk.tokens::<S, W, P, 1>(),
-                    };
-                }
+                tiles(&chunk, P, n_tokens);
             }
         }
     }
+}
+
+/// The `n_tokens` tokens of a chunk, of which `T` are computed at a time; its panels are 1 or `P`.
+#[inline(always)]
+pub(in crate::kernels) unsafe fn tiles<S: Simd, D: Dots<S>, const P: usize, const T: usize>(
+    chunk: &Chunk<'_>,
+    n_panels: usize,
+    n_tokens: usize,
+) {
+    const { assert!(P <= MAX_PANELS && T <= CHUNK_TOKENS) };
+    // A copy stays in registers.
+    let mut chunk = *chunk;
+    // SAFETY: passed on.
+    unsafe { if n_panels == P { chunk.all::<S, D, P, T>(n_tokens) } else { chunk.all::<S, D, 1, T>(n_tokens) } }
 }
 
 /// Asks for the `bytes` that will be read some time after those at `block`.
@@ -425,7 +453,8 @@ unsafe fn unpack<S: Simd, W: IntWeights<S>>(weights: W, source: *const u8, n_blo
 struct Lines<T>(T);
 
 /// Unpacked blocks of `P` panels, and the tokens that meet them.
-struct Chunk<'a> {
+#[derive(Clone, Copy)]
+pub(in crate::kernels) struct Chunk<'a> {
     args: &'a GemmArgs<'a>,
     panel: usize,
     /// The first of the tokens that are left, from which `x` and `sums` count.
@@ -445,9 +474,28 @@ struct Chunk<'a> {
 }
 
 impl Chunk<'_> {
+    /// All `n_tokens` tokens, and `P` panels.
+    #[inline(always)]
+    unsafe fn all<S: Simd, D: Dots<S>, const P: usize, const T: usize>(&mut self, n_tokens: usize) {
+        let mut left = n_tokens;
+        while left > 0 {
+            // SAFETY: passed on.
+            left -= unsafe {
+                match left {
+                    // Two of 4 are faster than 6 and 2.
+                    8 if T == 6 => self.tokens::<S, D, P, 4>(),
+                    n if n >= T => self.tokens::<S, D, P, T>(),
+                    n if n >= 4 => self.tokens::<S, D, P, 4>(),
+                    n if n >= 2 => self.tokens::<S, D, P, 2>(),
+                    _ => self.tokens::<S, D, P, 1>(),
+                }
+            };
+        }
+    }
+
     /// Adds the chunk's blocks to the sums of the next `T` tokens and `P` panels, all held in registers. Returns `T`.
     #[inline(always)]
-    unsafe fn tokens<S: Simd, W: IntWeights<S>, const P: usize, const T: usize>(&mut self) -> usize {
+    unsafe fn tokens<S: Simd, D: Dots<S>, const P: usize, const T: usize>(&mut self) -> usize {
         // SAFETY: the chunk covers `P` panels, `T` tokens and `n_blocks` blocks.
         unsafe {
             let mut sums = [[S::splat(0.0); P]; T];
@@ -469,7 +517,7 @@ impl Chunk<'_> {
                 let mut dots = [[S::splat_i(0); P]; T];
                 for t in 0..T {
                     let x = &*self.x.add(t * self.x_stride + b);
-                    dots[t] = [start::<S, W>(x); P];
+                    dots[t] = [start::<S, D>(x); P];
                 }
                 for group in 0..GROUPS {
                     let mut operands = [S::load_bytes(self.weights.add(b * UNPACKED_BYTES + group * 64)); P];
@@ -480,7 +528,7 @@ impl Chunk<'_> {
                     for t in 0..T {
                         let x = (*self.x.add(t * self.x_stride + b)).q.as_ptr().add(group * 4);
                         for p in 0..P {
-                            dots[t][p] = W::dot(dots[t][p], operands[p], x);
+                            dots[t][p] = D::dot(dots[t][p], operands[p], x);
                         }
                     }
                 }
@@ -500,6 +548,7 @@ impl Chunk<'_> {
                         self.args.finish::<S>(self.token + t, self.panel + p, S::mul(sums[t][p], row_scales));
                     }
                 }
+                self.args.activate(self.token, T, self.panel, P);
             } else {
                 for t in 0..T {
                     for p in 0..P {
@@ -522,7 +571,19 @@ impl GemmArgs<'_> {
         self.out.wrapping_add(token * self.out_stride + panel * PANEL_ROWS)
     }
 
-    /// Adds the bias, applies the epilogue and writes 16 rows of token `token`.
+    /// Applies an activation, if it is the epilogue, to what [`finish`](Self::finish) has written of `n_tokens` tokens from
+    /// `token` on and `n_panels` panels from `panel` on. A call, made while no sums are in registers.
+    #[inline(always)]
+    pub(in crate::kernels) unsafe fn activate(&self, token: usize, n_tokens: usize, panel: usize, n_panels: usize) {
+        if let Epilogue::Activate(kind) = self.epilogue {
+            for t in token..token + n_tokens {
+                // SAFETY: the arguments cover tokens and panels; `out` is padded to 16.
+                unsafe { (self.activation)(kind, self.out_at(t, panel), n_panels * LANES) };
+            }
+        }
+    }
+
+    /// Adds the bias, applies the epilogue but for an activation, and writes 16 rows of token `token`.
     #[inline(always)]
     pub(in crate::kernels) unsafe fn finish<S: Simd>(&self, token: usize, panel: usize, sum: S::F) {
         // SAFETY: the arguments cover token and panel; `out` and `bias` are padded to 16.
@@ -533,10 +594,9 @@ impl GemmArgs<'_> {
             }
             let out = self.out_at(token, panel);
             match self.epilogue {
-                Epilogue::Store => {}
                 Epilogue::Add => value = S::add(value, S::load(out)),
                 Epilogue::Multiply => value = S::mul(value, S::load(out)),
-                Epilogue::Activate(kind) => value = super::math::activation::<S>(kind, value),
+                Epilogue::Store | Epilogue::Activate(_) => {}
             }
             S::store(out, value);
         }
