@@ -144,7 +144,14 @@ fn inspect_tells_what_to_expect_before_training() {
     for part in ["custom, 2 layers", "tokens/s", "an estimate", "bytes a token", "layers.1.mlp.gate.weight", "q2"] {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }
+    let more = "attention_type: alternating\nwindow: 16\nexpert_dim: 24\nn_experts: 8\nexperts_per_token: 2\n";
+    let moe = described(folder.path(), &(YAML.replace("ffn_type: gated", "ffn_type: moe") + more));
+    let text = succeeds(tidbit(["inspect"]).arg(&moe)).stdout;
+    for part in ["window of 16 in 1 layers", "2 of 8 experts of 24"] {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
     // What it predicts is what init writes.
+    described(folder.path(), YAML);
     let model = folder.path().join("m.tidbit");
     let report = json(tidbit(["init", "--json", "--spec"]).arg(&yaml).arg("-o").arg(&model));
     assert_eq!(report["file_bytes"], value["predicted"][2]["bytes"]);

@@ -46,13 +46,13 @@ mod tests {
     #[test]
     fn a_token_reads_its_experts_and_no_embedding() {
         let yaml = "{vocab_size: 64, context_length: 8, n_layers: 2, d_model: 32, n_heads: 2, pos_type: none, \
-                    norm_type: rmsnorm, activation: silu, ffn_type: moe, n_experts: 8, experts_per_token: 2, ffn_dim: 48";
+                    norm_type: rmsnorm, activation: silu, ffn_type: moe, n_experts: 16, experts_per_token: 2, ffn_dim: 48";
         let cost = |more: &str| {
             let spec = spec_from_yaml("m.yaml", &format!("{yaml}{more}}}")).unwrap();
             let plan = Plan::of_spec(&spec, QuantType::F32).unwrap();
             Cost::of(&spec, plan.tensors.iter().map(|t| (&*t.name, t.stored, &*t.shape, t.bytes)))
         };
-        let (attention, router, expert) = (4 * 32 * 32, 8 * 32, 3 * 48 * 32);
+        let (attention, router, expert) = (4 * 32 * 32, 16 * 32, 3 * 48 * 32);
         let expected = Cost {
             matrix_bytes: 4 * (2 * (attention + router + 2 * expert + 2 * 32) + 32 + 64 * 32) as u64,
             block_macs: 2 * (attention + router + 2 * expert),

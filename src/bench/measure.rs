@@ -245,7 +245,7 @@ pub(crate) fn decode(
 }
 
 /// The value below which `percent` of the samples lie (nearest rank).
-pub(super) fn percentile(samples: &[f64], percent: f64) -> f64 {
+fn percentile(samples: &[f64], percent: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (percent / 100.0 * (sorted.len() as f64 - 1.0)).round() as usize;

@@ -133,14 +133,14 @@ fn inspect_config(args: &InspectArgs, config: &Path) -> anyhow::Result<()> {
     let fastest = expected.first().map_or(0.0, |e| e.read_gb_per_s);
     let _ = writeln!(
         text,
-        "model file, without a tokenizer; speed is an estimate: {threads} threads read {fastest:.1} GB/s here"
+        "model file, without a tokenizer; tokens/s are an estimate: {threads} threads read {fastest:.1} GB/s here"
     );
     for (plan, expected) in plans.iter().zip(&expected) {
         let (size, bits) = (DecimalBytes(plan.file_bytes).to_string(), plan.bits_per_weight);
         let speed = expected.tokens_per_s;
         let _ = writeln!(
             text,
-            "  {:<10}  {size:>10}, {bits:>6.3} bits per weight, at most {speed:>8.1} tokens/s",
+            "  {:<10}  {size:>10}, {bits:>6.3} bits per weight, about {speed:>8.1} tokens/s",
             plan.quant
         );
     }
@@ -193,12 +193,21 @@ fn describe(spec: &Spec, cache_type: CacheType) -> String {
         ),
         _ => String::new(),
     };
+    let some = |layers: &Option<Vec<usize>>| match layers {
+        Some(layers) => format!(" in {} layers", layers.len()),
+        None => String::new(),
+    };
+    let window = a.window.as_ref().map_or_else(String::new, |w| format!(", window of {}{}", w.size, some(&w.layers)));
+    let experts = mlp.experts.as_ref().map_or_else(String::new, |e| {
+        let shared = if e.shared_dim.is_some() { " and a shared one" } else { "" };
+        format!("; {} of {} experts of {}{shared}{}", e.used, e.count, e.ffn_dim, some(&e.layers))
+    });
     let kv = bytes_per_token(spec, cache_type) as u64;
     let full = kv.saturating_mul(spec.context_length as u64);
     format!(
         "architecture  {}, {} layers, {} wide
-attention     {} heads ({} key-value) of {}{}
-mlp           {} wide, {}{}
+attention     {} heads ({} key-value) of {}{}{window}
+mlp           {} wide, {}{}{experts}
 norm          {norm}, eps {:e}; {residual} residual
 positions     {position}
 vocabulary    {} tokens, head {head}
