@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use tidbit_convert::Plan;
 use tidbit_runtime::format;
-use tidbit_runtime::kv_cache::{CacheType, bytes_per_token, default_type, usual_type};
+use tidbit_runtime::kv_cache::{CacheType, bytes_of, bytes_per_token, default_type, usual_type};
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::session::Model;
 use tidbit_runtime::spec::{Activation, Head, NormKind, Position, Residual, Spec};
@@ -177,7 +177,8 @@ fn describe(spec: &Spec, cache_type: CacheType) -> String {
         _ => String::new(),
     };
     let kv = bytes_per_token(spec, cache_type) as u64;
-    let full = kv.saturating_mul(spec.context_length as u64);
+    let full =
+        kv.saturating_mul(spec.context_length as u64).min(bytes_of(spec, cache_type, spec.context_length) as u64);
     format!(
         "architecture  {}, {} layers, {} wide
 attention     {} heads ({} key-value) of {}{}

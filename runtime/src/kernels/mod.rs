@@ -103,8 +103,8 @@ impl CacheType {
     }
 }
 
-/// Keys and values of one head: page `i` holds positions `i * 64..(i + 1) * 64`, as `generic::attention` and
-/// `generic::attention_q8` lay them out, from byte `at` on.
+/// Keys and values of one head: page `i % pages.len()` holds positions `i * 64..(i + 1) * 64`, as `generic::attention` and
+/// `generic::attention_q8` lay them out, from byte `at` on. Where the cache rolls, positions behind the window may be others.
 #[derive(Clone, Copy)]
 pub(crate) struct HeadCache<'a> {
     pub(crate) cache_type: CacheType,
@@ -116,7 +116,8 @@ pub(crate) struct HeadCache<'a> {
 impl HeadCache<'_> {
     /// The positions of one page.
     fn block(&self, page: usize) -> *const u8 {
-        self.pages[page].bytes()[self.at..][..KEYS * self.cache_type.head_bytes(self.head_dim)].as_ptr()
+        self.pages[page % self.pages.len()].bytes()[self.at..][..KEYS * self.cache_type.head_bytes(self.head_dim)]
+            .as_ptr()
     }
 
     /// What lies behind the first block: another head's, to be asked for ahead.

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod models;
+
 use tidbit_runtime::format::header::{self, sha256_hex};
 use tidbit_runtime::format::{Provenance, Stored, TensorRecord};
 use tidbit_runtime::quant::QuantType;
