@@ -142,9 +142,10 @@ impl Backend for Cpu {
         for (weights, n_heads) in weights.iter().zip([a.n_heads, a.n_kv_heads]) {
             let cols = start..start + n_heads * a.head_dim;
             let group = if qk.over == QkNormOver::AllHeads { cols.len() } else { a.head_dim };
+            let each = qk.over != QkNormOver::Head;
             let norm = (qk.kind, qk.eps, (&weights.gain[..], &weights.bias[..]));
             start = cols.end;
-            ops::norm_groups((self.kernels, &mut self.pool), norm, (&mut *qkv, n_tokens), (cols, group));
+            ops::norm_groups((self.kernels, &mut self.pool), norm, (&mut *qkv, n_tokens), (cols, group, each));
         }
     }
 
