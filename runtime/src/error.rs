@@ -174,7 +174,7 @@ pub enum SessionError {
     },
     /// A text that was taken back further than its cache reaches.
     #[error(
-        "cannot go on at position {position}: the model's window has passed, and the cache holds positions from {from} on"
+        "cannot go on at position {position}: what the model needs of the text before it is held from position {from} on"
     )]
     Rolled {
         /// Where the text should go on.

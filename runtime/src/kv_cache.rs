@@ -24,6 +24,7 @@ use crate::error::SessionError;
 use crate::format::{Contents, ModelFile, Stored};
 pub use crate::kernels::CacheType;
 use crate::kernels::{HeadCache, KEYS, Kernels};
+use crate::linear_state::LinearState;
 use crate::pages::Page;
 use crate::quant::{PANEL_ROWS, QuantType};
 use crate::spec::{MAX_HEAD_DIM, Spec, Window};
@@ -43,6 +44,8 @@ pub struct KvCache {
     groups: Vec<Group>,
     /// Of each layer: its group, and its number among the group's layers.
     places: Vec<(usize, usize)>,
+    /// Instead of all that, where attention is linear.
+    linear: Option<LinearState>,
     context: usize,
 }
 
@@ -92,11 +95,17 @@ pub struct Part<'a, C = KvCache> {
 
 /// Bytes that one token takes in the cache of a model.
 pub fn bytes_per_token(spec: &Spec, cache_type: CacheType) -> usize {
+    if spec.attention.feature_map.is_some() {
+        return 0;
+    }
     spec.n_layers * spec.attention.n_kv_heads * cache_type.head_bytes(spec.attention.head_dim)
 }
 
 /// Bytes of a cache for `context` tokens that [rolls](KvCache::rolling) where it can: whole pages.
 pub fn bytes_of(spec: &Spec, cache_type: CacheType, context: usize) -> usize {
+    if spec.attention.feature_map.is_some() {
+        return LinearState::bytes_of(spec);
+    }
     let layer = spec.attention.n_kv_heads * cache_type.head_bytes(spec.attention.head_dim) * KEYS;
     let windowed = windowed_layers(spec);
     let window = pages_of_window(spec, context).saturating_mul(layer * windowed);
@@ -219,6 +228,10 @@ impl KvCache {
     /// # Errors
     /// When the memory cannot be had.
     pub fn new(spec: &Spec, cache_type: CacheType, context: usize) -> Result<Self, SessionError> {
+        if spec.attention.feature_map.is_some() {
+            let cache = Self::with_groups(spec, cache_type, context, Vec::new(), Vec::new())?;
+            return Ok(Self { linear: Some(LinearState::new(spec)?), ..cache });
+        }
         let places = (0..spec.n_layers).map(|layer| (0, layer)).collect();
         Self::with_groups(spec, cache_type, context, vec![(spec.n_layers, usize::MAX, context.div_ceil(KEYS))], places)
     }
@@ -267,7 +280,13 @@ impl KvCache {
             }
             Ok::<_, SessionError>(Group { n_layers, window, pages, first: 0 })
         };
-        Ok(Self { layout, groups: groups.into_iter().map(group).collect::<Result<_, _>>()?, places, context })
+        Ok(Self {
+            layout,
+            groups: groups.into_iter().map(group).collect::<Result<_, _>>()?,
+            places,
+            linear: None,
+            context,
+        })
     }
 
     /// A cache of the same size that begins with the first `positions` tokens of this one. Pages that these fill are shared,
@@ -291,7 +310,7 @@ impl KvCache {
             Ok::<_, SessionError>(Group { pages, ..*group })
         };
         let groups = self.groups.iter().map(fork).collect::<Result<_, _>>()?;
-        Ok(Self { groups, places: self.places.clone(), ..*self })
+        Ok(Self { groups, places: self.places.clone(), linear: self.linear.clone(), ..*self })
     }
 
     /// Makes sure that `positions` can be written: pages that another cache shares are copied. Nothing happens to a
@@ -332,11 +351,27 @@ impl KvCache {
     /// # Errors
     /// That position.
     pub fn goes_on_at(&self, position: usize) -> Result<(), usize> {
+        if let Some(linear) = &self.linear {
+            return linear.goes_on_at(position);
+        }
         let lost = |group: &&Group| (position + 1).saturating_sub(group.window) / KEYS < group.first;
         match self.groups.iter().find(lost) {
             Some(group) if position > 0 => Err(group.first * KEYS),
             _ => Ok(()),
         }
+    }
+
+    /// Whether it keeps something of each token.
+    pub fn keeps_tokens(&self) -> bool {
+        self.linear.is_none()
+    }
+
+    /// The sums of each head of a layer with linear attention, after the tokens before `positions`; the caller adds theirs.
+    ///
+    /// # Panics
+    /// When there are none, or the text cannot go on there.
+    pub(crate) fn sums(&mut self, layer: usize, positions: &Range<usize>) -> impl Iterator<Item = &mut [f32]> {
+        self.linear.as_mut().expect("linear attention").heads(layer, positions)
     }
 
     /// The first position that all layers hold.
@@ -346,7 +381,8 @@ impl KvCache {
 
     /// Bytes it takes when full, those it shares included.
     pub fn bytes(&self) -> usize {
-        self.pages().map(|page| page.bytes().len()).sum()
+        let linear = self.linear.as_ref().map_or(0, LinearState::bytes);
+        self.pages().map(|page| page.bytes().len()).sum::<usize>() + linear
     }
 
     /// Bytes of the pages that another cache has too.

@@ -47,7 +47,12 @@ pub struct Text {
 
 /// The length in bytes of a saved sequence with a text of `n_tokens`.
 pub fn len(sequence: &Sequence, n_tokens: usize) -> usize {
-    FIXED + CHECK + n_tokens * 4 + cache_len(sequence, first(sequence), sequence.position())
+    FIXED + CHECK + n_tokens * 4 + cache_len(sequence, first(sequence), saved_position(sequence))
+}
+
+/// Tokens of which the cache is saved: none where it keeps sums, which the tokens are run again for.
+fn saved_position(sequence: &Sequence) -> usize {
+    if sequence.cache.keeps_tokens() { sequence.position() } else { 0 }
 }
 
 /// The first of its tokens that all layers hold.
@@ -87,7 +92,7 @@ impl<W: Write> Digesting<W> {
 /// # Panics
 /// When the sequence holds more tokens than the text has, or there are more than 3 pending bytes.
 pub fn write(sequence: &Sequence, text: &Text, out: impl Write) -> io::Result<()> {
-    let (position, n_pending) = (sequence.position(), text.pending.len());
+    let (position, n_pending) = (saved_position(sequence), text.pending.len());
     assert!(position <= text.tokens.len(), "{position} tokens in the cache of a text of {}", text.tokens.len());
     assert!(n_pending <= MOST_PENDING, "{n_pending} bytes are a character");
     let mut out = Digesting { out, digest: Sha256::new() };

@@ -149,12 +149,17 @@ fn describe(spec: &Spec, cache_type: CacheType) -> String {
             let scaled = if r.scaling.is_some() { ", scaled" } else { "" };
             format!("rotary, {} of {} dimensions, theta {}{scaled}", r.dims, a.head_dim, r.theta)
         }
+        Position::Sinusoidal(_) => "sinusoidal".into(),
         Position::Alibi(alibi) => format!("ALiBi, steepest slope 2^-{}", alibi.max_bias),
+        Position::RelativeBias(bias) => {
+            format!("relative biases, {} buckets up to a distance of {}", bias.buckets, bias.max_distance)
+        }
         Position::None => "none".into(),
     };
     let norm = match spec.norm.kind {
         NormKind::LayerNorm => "layer norm",
         NormKind::RmsNorm => "RMS norm",
+        NormKind::ScaleNorm => "scale norm",
     };
     let residual = match spec.residual {
         Residual::Sequential => "sequential",
@@ -177,8 +182,9 @@ fn describe(spec: &Spec, cache_type: CacheType) -> String {
         _ => String::new(),
     };
     let kv = bytes_per_token(spec, cache_type) as u64;
-    let full =
-        kv.saturating_mul(spec.context_length as u64).min(bytes_of(spec, cache_type, spec.context_length) as u64);
+    // What a window does not hold is not counted; a cache that keeps nothing of a token has a size nevertheless.
+    let held = bytes_of(spec, cache_type, spec.context_length) as u64;
+    let full = if kv == 0 { held } else { kv.saturating_mul(spec.context_length as u64).min(held) };
     format!(
         "architecture  {}, {} layers, {} wide
 attention     {} heads ({} key-value) of {}{}
