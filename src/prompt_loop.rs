@@ -83,7 +83,8 @@ fn go_on(generator: &mut Generator<'_>, before: &[u32], text: &[u32]) {
     let common = before.iter().zip(text).take_while(|(a, b)| a == b).count();
     if common < before.len() {
         // One token at least is run, for its logits.
-        generator.session.rewind(common.min(text.len().saturating_sub(1)));
+        let start = generator.session.resume_point(common.min(text.len().saturating_sub(1)));
+        generator.session.rewind(start);
         generator.steps.clear();
     }
 }

@@ -12,7 +12,8 @@ use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::sequence::{Sequence, SequenceOptions};
 use tidbit_runtime::session::{Model, Session, SessionOptions};
 use tidbit_runtime::spec::{
-    Activation, Head, NormKind, Pairs, Place, Pooling, PoolingKind, Position, QkNormOver, Residual, RotaryScaling, Spec,
+    Activation, Head, NormKind, Pairs, Place, Pooling, PoolingKind, Position, QkNormOver, Residual, RotaryScaling,
+    Scales, Spec,
 };
 
 /// Differences allowed, as a part of the logits' standard deviation. The two forms of GELU differ by 6e-4 on these models.
@@ -195,6 +196,8 @@ fn parts_of(spec: &Spec) -> Vec<String> {
     let mut add = |part: &str| parts.push(part.to_string());
     match &spec.position {
         Position::Learned => add("learned positions"),
+        Position::Sinusoidal(_) => add("sinusoidal positions"),
+        Position::RelativeBias(_) => add("relative biases"),
         Position::Alibi(alibi) => add(if alibi.bf16 { "ALiBi in bf16" } else { "ALiBi" }),
         Position::None => add("no positions"),
         Position::Rotary(rotary) => {
@@ -214,6 +217,15 @@ fn parts_of(spec: &Spec) -> Vec<String> {
     }
     if let Some(window) = &a.window {
         add(if window.layers.is_some() { "window in some layers" } else { "window" });
+    }
+    if a.sparse.is_some() {
+        add("sparse blocks");
+    }
+    if a.feature_map.is_some() {
+        add("linear attention");
+    }
+    if a.sinks {
+        add("sinks");
     }
     if !a.causal {
         add("attention to the whole text");
@@ -237,6 +249,7 @@ fn parts_of(spec: &Spec) -> Vec<String> {
     add(match spec.norm.kind {
         NormKind::LayerNorm => "LayerNorm",
         NormKind::RmsNorm => "RMSNorm",
+        NormKind::ScaleNorm => "ScaleNorm",
     });
     match spec.norm.place {
         Place::Before => {}
@@ -249,6 +262,9 @@ fn parts_of(spec: &Spec) -> Vec<String> {
         Residual::Parallel => add("parallel"),
         Residual::ParallelOneNorm => add("parallel with one norm"),
         Residual::FromNorm => add("residual from the norm"),
+    }
+    if spec.scales != Scales::default() {
+        add("scaled sums");
     }
     if spec.embedding.norm {
         add("embedding norm");

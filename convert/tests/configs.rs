@@ -42,7 +42,7 @@ fn same(a: f32, b: f32) -> bool {
 fn rotary(extra: &Value) -> Rotary {
     match spec(neox(), extra).position {
         Position::Rotary(rotary) => rotary,
-        Position::Learned | Position::Alibi(_) | Position::None => panic!("NeoX has rotary positions"),
+        _ => panic!("NeoX has rotary positions"),
     }
 }
 

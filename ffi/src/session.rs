@@ -235,7 +235,7 @@ impl State {
         }
         self.logits_after = None;
         // Logits that are gone, or were not asked for, come back with their token.
-        let start = self.sequence.position().min(len - n_logits);
+        let start = self.sequence.resume_point(len - n_logits);
         self.sequence.rewind(start);
         let feed = Feed::new(&mut self.sequence, &self.text[start..]);
         self.engine.step(&mut [feed.with_logits(n_logits)])?;

@@ -135,6 +135,7 @@ impl From<SessionError> for Failure {
             | E::Context { .. }
             | E::Threads { .. }
             | E::Token { .. }
+            | E::Rolled { .. }
             | E::AtOnce { .. } => TIDBIT_INVALID_ARGUMENT,
             E::Memory { .. } | E::Spawn(_) => TIDBIT_OUT_OF_MEMORY,
             E::Cancelled => TIDBIT_CANCELLED,

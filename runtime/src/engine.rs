@@ -113,6 +113,9 @@ impl<'a> Feed<'a> {
         if !spec.attention.causal && self.sequence.position() > 0 {
             return Err(SessionError::AtOnce { position: self.sequence.position() });
         }
+        if let Err(from) = self.sequence.cache.goes_on_at(self.sequence.position()) {
+            return Err(SessionError::Rolled { position: self.sequence.position(), from });
+        }
         if self.n_logits > 0 && spec.head == Head::None {
             return Err(SessionError::NoHead);
         }
@@ -381,7 +384,8 @@ impl Engine {
         let causal = self.model.spec().attention.causal;
         for (i, feed) in feeds.iter_mut().enumerate() {
             let (start, row) = (feed.now.end, self.ids.len());
-            let n = (feed.ids.len() - start).min(self.max_batch - row);
+            let left = feed.ids.len() - start;
+            let n = left.min(self.max_batch - row).min(feed.sequence.cache.most_together());
             // A text of which every token sees all others is not divided.
             if n == 0 || !causal && n < feed.ids.len() {
                 return i;
@@ -390,6 +394,10 @@ impl Engine {
             self.ids.extend_from_slice(&feed.ids[start..start + n]);
             let first = feed.sequence.position();
             self.positions.extend(first..first + n);
+            if n < left {
+                // Feeds are finished in order.
+                return i + 1;
+            }
         }
         feeds.len()
     }

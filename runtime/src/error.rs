@@ -172,6 +172,16 @@ pub enum SessionError {
         /// Rows of the embedding.
         vocab_size: usize,
     },
+    /// A text that was taken back further than its cache reaches.
+    #[error(
+        "cannot go on at position {position}: what the model needs of the text before it is held from position {from} on"
+    )]
+    Rolled {
+        /// Where the text should go on.
+        position: usize,
+        /// The first position that is held.
+        from: usize,
+    },
     /// More tokens for a text that runs at once.
     #[error("this model reads a text at once, and {position} tokens have been read: no more can follow")]
     AtOnce {

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::backend::{Backend, Chosen, Epilogue, Part};
+use crate::backend::{Backend, Epilogue, Part};
 use crate::error::SessionError;
 use crate::model::{FeedForward, Layer, Linear, Mlp, Model, NormWeights};
 use crate::quant::{Matrix, PANEL_ROWS};
@@ -166,6 +166,9 @@ pub fn embed_with<B: Backend>(
     if let Some(places) = &weights.positions {
         backend.embed_positions(places, positions, &mut acts.x);
     }
+    if let Position::Sinusoidal(of) = &spec.position {
+        backend.embed_sinusoids(of, positions, &mut acts.x);
+    }
     if let Some(norm) = &weights.embedding_norm {
         norm_x(backend, spec, norm, (&mut acts.x, &mut acts.attn_in), all);
     }
@@ -200,17 +203,30 @@ fn attention<B: Backend>(
         // Queries and keys stand side by side.
         backend.rotate(rotary, &mut acts.qkv, positions, a.n_heads + a.n_kv_heads, a.head_dim);
     }
-    backend.store(spec, parts, i, &acts.qkv);
-    backend.attend(spec, parts, i, &acts.qkv, &mut acts.attended);
+    if let Some(map) = a.feature_map {
+        backend.attend_linearly((spec, map), parts, i, &acts.qkv, &mut acts.attended);
+    } else {
+        backend.store(spec, parts, i, &acts.qkv);
+        backend.attend(spec, &layer.scores, parts, i, &acts.qkv, &mut acts.attended);
+    }
     if spec.residual == Residual::FromNorm {
         std::mem::swap(&mut acts.x, &mut acts.attn_in);
     }
-    if spec.residual == Residual::ParallelOneNorm {
-        // The other half wants `attn_in` still; there is nothing behind attention then.
-        return backend.linear(&layer.attn_out, &acts.attended, all, Epilogue::Add, &mut acts.x);
-    }
-    let free = (&mut acts.attn_in, &mut acts.mlp_in);
+    scale_stream(backend, spec, &mut acts.x, all.len());
+    let free = match spec.residual {
+        // The other half wants its input still; there is no norm behind attention then.
+        Residual::ParallelOneNorm => (&mut acts.mlp_in, None),
+        Residual::Parallel => (&mut acts.attn_in, None),
+        Residual::Sequential | Residual::FromNorm => (&mut acts.attn_in, Some(&mut acts.mlp_in)),
+    };
     join(backend, spec, (&layer.attn_out, &acts.attended, all), layer.attn_post_norm.as_ref(), free, &mut acts.x);
+}
+
+/// Multiplies the residual stream by its scale.
+fn scale_stream<B: Backend>(backend: &mut B, spec: &Spec, x: &mut B::Buffer, n_tokens: usize) {
+    if spec.scales.stream != 1.0 {
+        backend.scale(x, n_tokens, spec.scales.stream);
+    }
 }
 
 /// The other half of a block.
@@ -233,6 +249,7 @@ fn feed_forward<B: Backend>(
         (Mlp::One(network), _) => network,
         (Mlp::Experts { router, experts, shared }, Some(room)) => {
             // Sequential, norms before: `mlp_in` is the input, and `attn_in` is free.
+            scale_stream(backend, spec, &mut acts.x, all.len());
             let buffers = (&acts.mlp_in, &mut acts.attn_in, room, &mut acts.x);
             return mixture(backend, spec, (router, experts, shared.as_ref()), buffers, all);
         }
@@ -242,7 +259,10 @@ fn feed_forward<B: Backend>(
     if spec.residual == Residual::FromNorm {
         std::mem::swap(&mut acts.x, &mut acts.mlp_in);
     }
-    let free = (&mut acts.attn_in, &mut acts.mlp_in);
+    if matches!(spec.residual, Residual::Sequential | Residual::FromNorm) {
+        scale_stream(backend, spec, &mut acts.x, all.len());
+    }
+    let free = (&mut acts.attn_in, Some(&mut acts.mlp_in));
     join(backend, spec, (&network.down, &acts.inner, all), layer.mlp_post_norm.as_ref(), free, &mut acts.x);
 }
 
@@ -276,7 +296,7 @@ fn mixture<B: Backend>(
     let chosen = backend.choose(&room.scores, all.len(), (about.used, about.renormalized));
     for (expert, network) in experts.iter().enumerate() {
         let of_it = chosen.iter().filter(|c| c.expert == expert);
-        let rows: Vec<(usize, f32)> = of_it.map(|&Chosen { row, weight, .. }| (row, weight)).collect();
+        let rows: Vec<(usize, f32)> = of_it.map(|c| (c.row, c.weight * spec.scales.branch)).collect();
         if rows.is_empty() {
             continue;
         }
@@ -291,32 +311,41 @@ fn mixture<B: Backend>(
         backend.linear(&network.down, &room.shared_inner, all.clone(), Epilogue::Store, &mut room.out);
         let sigmoid = |x: f32| 1.0 / (1.0 + libm::expf(-x));
         let score = |row| backend.read(&room.shared_score, row).first().copied().unwrap_or(0.0);
-        let rows: Vec<(usize, f32)> = all.map(|row| (row, sigmoid(score(row)))).collect();
+        let rows: Vec<(usize, f32)> = all.map(|row| (row, sigmoid(score(row)) * spec.scales.branch)).collect();
         backend.scatter(&room.out, &rows, x);
     }
 }
 
-/// Adds a projection to the residual stream `x`, with the norm that stands behind it, if one does.
+/// Adds a projection to the residual stream `x`, with the norm that stands behind it, if one does. Of the free buffers the
+/// second is needed for a norm of the projection.
 fn join<B: Backend>(
     backend: &mut B,
     spec: &Spec,
     (linear, from, all): (&Linear, &B::Buffer, Range<usize>),
     norm: Option<&NormWeights>,
-    (spare, other): (&mut B::Buffer, &mut B::Buffer),
+    (spare, other): (&mut B::Buffer, Option<&mut B::Buffer>),
     x: &mut B::Buffer,
 ) {
-    match norm {
-        Some(norm) if spec.norm.place != Place::After => {
-            let n_tokens = all.len();
+    let (n_tokens, scale) = (all.len(), spec.scales.branch);
+    let after = spec.norm.place == Place::After;
+    match (norm.filter(|_| !after), other) {
+        (Some(norm), Some(other)) => {
             backend.linear(linear, from, all.clone(), Epilogue::Store, spare);
-            backend.norm((spec.norm.kind, spec.norm.eps, norm), (spare, all), (&mut *other, 0));
+            backend.norm((spec.norm.kind, spec.norm.eps, norm), (spare, all.clone()), (&mut *other, 0));
+            if scale != 1.0 {
+                backend.scale(other, n_tokens, scale);
+            }
             backend.add(other, n_tokens, x);
         }
-        Some(norm) => {
-            backend.linear(linear, from, all.clone(), Epilogue::Add, x);
-            norm_x(backend, spec, norm, (x, spare), all);
+        _ if scale == 1.0 => backend.linear(linear, from, all.clone(), Epilogue::Add, x),
+        _ => {
+            backend.linear(linear, from, all.clone(), Epilogue::Store, spare);
+            backend.scale(spare, n_tokens, scale);
+            backend.add(spare, n_tokens, x);
         }
-        None => backend.linear(linear, from, all, Epilogue::Add, x),
+    }
+    if let Some(norm) = norm.filter(|_| after) {
+        norm_x(backend, spec, norm, (x, spare), all);
     }
 }
 
@@ -375,7 +404,11 @@ pub fn logits_with<B: Backend>(
     } else {
         backend.linear(head, finished, 0..n, Epilogue::Store, out);
     }
-    if let Some(cap) = model.spec().logits.softcap {
+    let about = &model.spec().logits;
+    if about.scale != 1.0 {
+        backend.scale(out, n, about.scale);
+    }
+    if let Some(cap) = about.softcap {
         backend.softcap(out, n, cap);
     }
 }

@@ -15,6 +15,11 @@
 //! Sixteen keys are interleaved like a weight panel, so their scores come out in sixteen lanes without a horizontal
 //! sum. A page is a block of the attention kernel, for all layers and heads: what two texts have in common they share page
 //! by page. All pages that a cache may need are reserved when it is made.
+//!
+//! Layers that see only the last positions have pages of their own, in a cache that rolls: as many as the window and the
+//! tokens that are added at once reach over. Page `i` of the text is page `i % n` of theirs and takes the place of page
+//! `i - n`, so their memory does not grow with the text. What a window has left is lost: a text can be taken back as far
+//! as the pages reach, and to its start.
 
 #![forbid(unsafe_code)]
 
@@ -22,26 +27,61 @@ use crate::error::SessionError;
 use crate::format::{Contents, ModelFile, Stored};
 pub use crate::kernels::CacheType;
 use crate::kernels::{HeadCache, KEYS, Kernels};
+use crate::linear_state::LinearState;
 use crate::pages::Page;
 use crate::quant::{PANEL_ROWS, QuantType};
-use crate::spec::{MAX_HEAD_DIM, Spec};
+use crate::spec::{MAX_HEAD_DIM, Spec, Window};
 use crate::threads::Pool;
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// Tokens below which the cache is written by the calling thread alone: less work than a parallel region.
 const SERIAL_TOKENS: usize = 4;
 
+/// Tokens of a text that a cache which rolls takes at once.
+const TOGETHER: usize = 128;
+
 /// The cache of one text.
 pub struct KvCache {
-    pages: Vec<Page>,
     layout: Layout,
+    groups: Vec<Group>,
+    /// Of each layer: its group, and its number among the group's layers.
+    places: Vec<(usize, usize)>,
+    /// Instead of all that, where attention is linear.
+    linear: Option<LinearState>,
+    context: usize,
+}
+
+/// Layers that keep the same positions.
+struct Group {
+    n_layers: usize,
+    /// Positions that a query sees, its own included.
+    window: usize,
+    /// Page `i` of the text is page `i % pages.len()`.
+    pages: Vec<Page>,
+    /// The first page of the text that is still there.
+    first: usize,
+}
+
+impl Group {
+    /// The page of the text that has taken this place, when the text has `positions` tokens.
+    fn page_at(&self, place: usize, positions: usize) -> Option<usize> {
+        let last = positions.checked_sub(1)? / KEYS;
+        let back = (last + self.pages.len() - place) % self.pages.len();
+        last.checked_sub(back).filter(|&page| page >= self.first)
+    }
+
+    /// `positions` are written.
+    fn roll(&mut self, positions: &Range<usize>) {
+        let begins = if positions.start == 0 { 0 } else { self.first };
+        self.first = begins.max(positions.end.div_ceil(KEYS).saturating_sub(self.pages.len()));
+    }
 }
 
 /// Where things lie in a page.
 #[derive(Clone, Copy)]
 struct Layout {
     cache_type: CacheType,
-    n_layers: usize,
     n_kv_heads: usize,
     head_dim: usize,
 }
@@ -77,12 +117,37 @@ pub struct Part<'a, C = KvCache> {
 
 /// Bytes that one token takes in the cache of a model.
 pub fn bytes_per_token(spec: &Spec, cache_type: CacheType) -> usize {
+    if spec.attention.feature_map.is_some() {
+        return 0;
+    }
     spec.n_layers * spec.attention.n_kv_heads * cache_type.head_bytes(spec.attention.head_dim)
 }
 
-/// Bytes of a cache for `context` tokens: whole pages.
+/// Bytes of a cache for `context` tokens that [rolls](KvCache::rolling) where it can: whole pages.
 pub fn bytes_of(spec: &Spec, cache_type: CacheType, context: usize) -> usize {
-    context.next_multiple_of(KEYS).saturating_mul(bytes_per_token(spec, cache_type))
+    if spec.attention.feature_map.is_some() {
+        return LinearState::bytes_of(spec);
+    }
+    let layer = spec.attention.n_kv_heads * cache_type.head_bytes(spec.attention.head_dim) * KEYS;
+    let windowed = windowed_layers(spec);
+    let window = pages_of_window(spec, context).saturating_mul(layer * windowed);
+    context.div_ceil(KEYS).saturating_mul(layer * (spec.n_layers - windowed)).saturating_add(window)
+}
+
+/// Layers that see only the last positions.
+fn windowed_layers(spec: &Spec) -> usize {
+    match &spec.attention.window {
+        None => 0,
+        Some(Window { layers: None, .. }) => spec.n_layers,
+        Some(Window { layers: Some(layers), .. }) => layers.iter().collect::<BTreeSet<_>>().len(),
+    }
+}
+
+/// Pages that a layer with a window keeps. The positions that a window and the tokens added at once reach over begin and end
+/// anywhere in a page. So many tokens at least can be taken back as are added at once.
+fn pages_of_window(spec: &Spec, context: usize) -> usize {
+    let all = context.div_ceil(KEYS);
+    spec.attention.window.as_ref().map_or(all, |window| all.min((window.size + TOGETHER).div_ceil(KEYS) + 1))
 }
 
 /// How the cache of a model is kept unless told otherwise, as [`usual_type`] says of its weights.
@@ -197,28 +262,70 @@ impl Layout {
 }
 
 impl KvCache {
-    /// An empty cache for `context` tokens.
+    /// An empty cache for `context` tokens, which holds all of them in all layers.
     ///
     /// # Errors
     /// When the memory cannot be had.
     pub fn new(spec: &Spec, cache_type: CacheType, context: usize) -> Result<Self, SessionError> {
-        let a = &spec.attention;
-        let layout = Layout { cache_type, n_layers: spec.n_layers, n_kv_heads: a.n_kv_heads, head_dim: a.head_dim };
-        let mut cache = Self { pages: Vec::new(), layout };
-        cache.extend(context.div_ceil(KEYS))?;
-        Ok(cache)
+        if spec.attention.feature_map.is_some() {
+            let cache = Self::with_groups(spec, cache_type, context, Vec::new(), Vec::new())?;
+            return Ok(Self { linear: Some(LinearState::new(spec)?), ..cache });
+        }
+        let places = (0..spec.n_layers).map(|layer| (0, layer)).collect();
+        Self::with_groups(spec, cache_type, context, vec![(spec.n_layers, usize::MAX, context.div_ceil(KEYS))], places)
     }
 
-    /// Reserves pages until there are `n_pages`.
-    fn extend(&mut self, n_pages: usize) -> Result<(), SessionError> {
-        let page_len = self.layout.n_layers * self.layout.layer_len();
-        let failed = |source| memory_error(n_pages.saturating_mul(page_len), source);
-        let missing = n_pages.saturating_sub(self.pages.len());
-        self.pages.try_reserve_exact(missing).map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?;
-        for _ in 0..missing {
-            self.pages.push(Page::new(page_len).map_err(failed)?);
+    /// An empty cache for texts of `context` tokens, of which layers that see only the last positions hold no more than
+    /// they need. At most [`most_together`](Self::most_together) tokens are added at once.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn rolling(spec: &Spec, cache_type: CacheType, context: usize) -> Result<Self, SessionError> {
+        let windowed = windowed_layers(spec);
+        let Some(window) = spec.attention.window.as_ref().filter(|_| windowed > 0) else {
+            return Self::new(spec, cache_type, context);
+        };
+        let mut groups = vec![(windowed, window.size, pages_of_window(spec, context))];
+        if windowed < spec.n_layers {
+            groups.push((spec.n_layers - windowed, usize::MAX, context.div_ceil(KEYS)));
         }
-        Ok(())
+        let mut counts = [0; 2];
+        let place = |layer| {
+            let group = usize::from(spec.attention.window_of(layer).is_none());
+            counts[group] += 1;
+            (group, counts[group] - 1)
+        };
+        let places = (0..spec.n_layers).map(place).collect();
+        Self::with_groups(spec, cache_type, context, groups, places)
+    }
+
+    /// A cache of groups of so many layers, with such a window and so many pages.
+    fn with_groups(
+        spec: &Spec,
+        cache_type: CacheType,
+        context: usize,
+        groups: Vec<(usize, usize, usize)>,
+        places: Vec<(usize, usize)>,
+    ) -> Result<Self, SessionError> {
+        let a = &spec.attention;
+        let layout = Layout { cache_type, n_kv_heads: a.n_kv_heads, head_dim: a.head_dim };
+        let group = |(n_layers, window, n_pages): (usize, usize, usize)| {
+            let mut pages = Vec::new();
+            let page_len = n_layers * layout.layer_len();
+            let failed = |source| memory_error(n_pages.saturating_mul(page_len), source);
+            pages.try_reserve_exact(n_pages).map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?;
+            for _ in 0..n_pages {
+                pages.push(Page::new(page_len).map_err(failed)?);
+            }
+            Ok::<_, SessionError>(Group { n_layers, window, pages, first: 0 })
+        };
+        Ok(Self {
+            layout,
+            groups: groups.into_iter().map(group).collect::<Result<_, _>>()?,
+            places,
+            linear: None,
+            context,
+        })
     }
 
     /// A cache of the same size that begins with the first `positions` tokens of this one. Pages that these fill are shared,
@@ -230,17 +337,19 @@ impl KvCache {
     /// # Panics
     /// When there is no room for so many positions.
     pub fn fork(&self, positions: usize) -> Result<Self, SessionError> {
-        let mut fork = Self { pages: self.pages[..positions / KEYS].to_vec(), layout: self.layout };
-        if !positions.is_multiple_of(KEYS) {
-            fork.pages.push(self.copy_page(positions / KEYS)?);
-        }
-        fork.extend(self.pages.len())?;
-        Ok(fork)
-    }
-
-    fn copy_page(&self, page: usize) -> Result<Page, SessionError> {
-        let page = &self.pages[page];
-        page.copy().map_err(|source| memory_error(page.bytes().len(), source))
+        self.assert_room(positions);
+        let fork = |group: &Group| {
+            let page_len = group.n_layers * self.layout.layer_len();
+            let page = |(place, page): (usize, &Page)| match group.page_at(place, positions) {
+                Some(held) if (held + 1) * KEYS <= positions => Ok(page.clone()),
+                Some(_) => copy(page),
+                None => Page::new(page_len).map_err(|source| memory_error(page_len, source)),
+            };
+            let pages = group.pages.iter().enumerate().map(page).collect::<Result<_, _>>()?;
+            Ok::<_, SessionError>(Group { pages, ..*group })
+        };
+        let groups = self.groups.iter().map(fork).collect::<Result<_, _>>()?;
+        Ok(Self { groups, places: self.places.clone(), linear: self.linear.clone(), ..*self })
     }
 
     /// Makes sure that `positions` can be written: pages that another cache shares are copied. Nothing happens to a
@@ -252,66 +361,145 @@ impl KvCache {
     /// # Panics
     /// When there is no room for these positions.
     pub fn reserve(&mut self, positions: Range<usize>) -> Result<(), SessionError> {
-        assert!(positions.end <= self.pages.len() * KEYS, "positions {positions:?} of {}", self.pages.len() * KEYS);
-        for page in positions.start / KEYS..positions.end.div_ceil(KEYS) {
-            if self.pages[page].is_shared() {
-                self.pages[page] = self.copy_page(page)?;
+        self.assert_room(positions.end);
+        for group in &mut self.groups {
+            let n = group.pages.len();
+            for page in (positions.start / KEYS..positions.end.div_ceil(KEYS)).take(n) {
+                // A page that is to be rolled over may hold what the tokens before see.
+                let page = &mut group.pages[page % n];
+                if page.is_shared() {
+                    *page = copy(page)?;
+                }
             }
         }
         Ok(())
     }
 
+    fn assert_room(&self, positions: usize) {
+        assert!(positions <= self.context.next_multiple_of(KEYS), "{positions} positions of {}", self.context);
+    }
+
+    /// Tokens of a text that can be added at once, at least.
+    pub fn most_together(&self) -> usize {
+        let rolls = |group: &Group| group.pages.len() * KEYS < self.context;
+        if self.groups.iter().any(rolls) { TOGETHER } else { usize::MAX }
+    }
+
+    /// Whether the text can go on at `position`: all that a query there sees is held. If not, the first position that is held.
+    ///
+    /// # Errors
+    /// That position.
+    pub fn goes_on_at(&self, position: usize) -> Result<(), usize> {
+        if let Some(linear) = &self.linear {
+            return linear.goes_on_at(position);
+        }
+        let lost = |group: &&Group| (position + 1).saturating_sub(group.window) / KEYS < group.first;
+        match self.groups.iter().find(lost) {
+            Some(group) if position > 0 => Err(group.first * KEYS),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it keeps something of each token.
+    pub fn keeps_tokens(&self) -> bool {
+        self.linear.is_none()
+    }
+
+    /// The sums of each head of a layer with linear attention, after the tokens before `positions`; the caller adds theirs.
+    ///
+    /// # Panics
+    /// When there are none, or the text cannot go on there.
+    pub(crate) fn sums(&mut self, layer: usize, positions: &Range<usize>) -> impl Iterator<Item = &mut [f32]> {
+        self.linear.as_mut().expect("linear attention").heads(layer, positions)
+    }
+
+    /// The first position that all layers hold.
+    pub fn first_position(&self) -> usize {
+        self.groups.iter().map(|group| group.first * KEYS).max().unwrap_or(0)
+    }
+
     /// Bytes it takes when full, those it shares included.
     pub fn bytes(&self) -> usize {
-        self.pages.iter().map(|page| page.bytes().len()).sum()
+        let linear = self.linear.as_ref().map_or(0, LinearState::bytes);
+        self.pages().map(|page| page.bytes().len()).sum::<usize>() + linear
     }
 
     /// Bytes of the pages that another cache has too.
     pub fn shared_bytes(&self) -> usize {
-        self.pages.iter().filter(|page| page.is_shared()).map(|page| page.bytes().len()).sum()
+        self.pages().filter(|page| page.is_shared()).map(|page| page.bytes().len()).sum()
     }
 
-    /// Bytes of the keys and values of one token, without padding.
-    pub fn token_bytes(&self) -> usize {
-        self.layout.n_layers * self.layout.n_kv_heads * self.layout.number_bytes()
+    fn pages(&self) -> impl Iterator<Item = &Page> {
+        self.groups.iter().flat_map(|group| &group.pages)
+    }
+
+    /// Bytes of the keys and values of one token, without padding: in all layers, or in those that keep all positions.
+    pub fn token_bytes(&self, all_layers: bool) -> usize {
+        let kept = self.groups.iter().filter(|group| all_layers || group.window == usize::MAX);
+        kept.map(|group| group.n_layers).sum::<usize>() * self.layout.n_kv_heads * self.layout.number_bytes()
     }
 
     /// Copies the keys and values of one token out: for each layer and head the key, the value, and the scales of both if
-    /// there are any.
+    /// there are any. Layers with a window are left out where `out` has no room for them.
     ///
     /// # Panics
     /// When there is no such position, or `out` has not [`token_bytes`](Self::token_bytes) bytes.
     pub fn export(&self, position: usize, out: &mut [u8]) {
-        assert_eq!(out.len(), self.token_bytes(), "the bytes of a token");
-        let (layout, page) = (&self.layout, self.pages[position / KEYS].bytes());
-        for (block, out) in page.chunks_exact(layout.block_len()).zip(out.chunks_exact_mut(layout.number_bytes())) {
-            let mut done = 0;
-            layout.pieces(position, |piece, bits| {
-                for &byte in &block[piece] {
-                    out[done] = bits.get(byte);
-                    done += 1;
-                }
-            });
+        let (layout, all_layers) = (&self.layout, self.all_layers(out.len()));
+        let mut outs = out.chunks_exact_mut(layout.number_bytes());
+        for &(group, number) in &self.places {
+            let group = &self.groups[group];
+            if !all_layers && group.window != usize::MAX {
+                continue;
+            }
+            let page = group.pages[position / KEYS % group.pages.len()].bytes();
+            let blocks = page[number * layout.layer_len()..][..layout.layer_len()].chunks_exact(layout.block_len());
+            for (block, out) in blocks.zip(&mut outs) {
+                let mut done = 0;
+                layout.pieces(position, |piece, bits| {
+                    for &byte in &block[piece] {
+                        out[done] = bits.get(byte);
+                        done += 1;
+                    }
+                });
+            }
         }
     }
 
-    /// Copies the keys and values of one token in, as [`export`](Self::export) gave them. Padding must be zero already, as it
-    /// is in a new cache.
+    /// Whether the bytes of a token are those of all layers.
+    fn all_layers(&self, bytes: usize) -> bool {
+        let all = bytes == self.token_bytes(true);
+        assert!(all || bytes == self.token_bytes(false), "the bytes of a token");
+        all
+    }
+
+    /// Copies the keys and values of one token in, as [`export`](Self::export) gave them, one token after the other. Padding
+    /// must be zero already, as it is in a new cache.
     ///
     /// # Panics
     /// When there is no such position, another cache shares it, or `token` has not [`token_bytes`](Self::token_bytes) bytes.
     pub fn import(&mut self, position: usize, token: &[u8]) {
-        assert_eq!(token.len(), self.token_bytes(), "the bytes of a token");
-        let layout = self.layout;
-        let page = self.pages[position / KEYS].bytes_mut().expect("a page of its own");
-        for (block, token) in page.chunks_exact_mut(layout.block_len()).zip(token.chunks_exact(layout.number_bytes())) {
-            let mut done = 0;
-            layout.pieces(position, |piece, bits| {
-                for byte in &mut block[piece] {
-                    bits.put(byte, token[done]);
-                    done += 1;
-                }
-            });
+        let (layout, all_layers) = (self.layout, self.all_layers(token.len()));
+        let mut tokens = token.chunks_exact(layout.number_bytes());
+        for &(group, number) in &self.places {
+            let group = &mut self.groups[group];
+            if !all_layers && group.window != usize::MAX {
+                group.first = position / KEYS + 1;
+                continue;
+            }
+            let n_pages = group.pages.len();
+            group.first = group.first.max((position / KEYS + 1).saturating_sub(n_pages));
+            let page = group.pages[position / KEYS % n_pages].bytes_mut().expect("a page of its own");
+            let blocks = page[number * layout.layer_len()..][..layout.layer_len()].chunks_exact_mut(layout.block_len());
+            for (block, token) in blocks.zip(&mut tokens) {
+                let mut done = 0;
+                layout.pieces(position, |piece, bits| {
+                    for byte in &mut block[piece] {
+                        bits.put(byte, token[done]);
+                        done += 1;
+                    }
+                });
+            }
         }
     }
 
@@ -326,16 +514,19 @@ impl KvCache {
     /// When there is no such layer or head.
     pub(crate) fn head(&self, layer: usize, head: usize) -> HeadCache<'_> {
         let layout = &self.layout;
-        assert!(layer < layout.n_layers && head < layout.n_kv_heads, "layer {layer}, head {head}");
-        let at = layer * layout.layer_len() + head * layout.block_len();
-        HeadCache { cache_type: layout.cache_type, head_dim: layout.head_dim, pages: &self.pages, at }
+        assert!(layer < self.places.len() && head < layout.n_kv_heads, "layer {layer}, head {head}");
+        let (group, number) = self.places[layer];
+        let at = number * layout.layer_len() + head * layout.block_len();
+        HeadCache { cache_type: layout.cache_type, head_dim: layout.head_dim, pages: &self.groups[group].pages, at }
     }
 
     /// The blocks of a layer in one page.
     fn layer_mut(&mut self, layer: usize, page: usize) -> &mut [u8] {
-        let len = self.layout.layer_len();
-        let bytes = self.pages[page].bytes_mut().expect("`reserve` copied what is shared");
-        &mut bytes[layer * len..][..len]
+        let (len, (group, number)) = (self.layout.layer_len(), self.places[layer]);
+        let pages = &mut self.groups[group].pages;
+        let n_pages = pages.len();
+        let bytes = pages[page % n_pages].bytes_mut().expect("`reserve` copied what is shared");
+        &mut bytes[number * len..][..len]
     }
 }
 
@@ -349,6 +540,10 @@ impl Part<'_> {
         mut spread: impl FnMut(&mut [u8], usize, &(dyn Fn(usize, &mut [u8]) + Sync)),
     ) {
         let (layout, all, row) = (self.cache.layout, self.positions.clone(), self.row);
+        let most = self.cache.most_together();
+        assert!(all.len() <= most, "{} tokens at once, at most {most} fit a cache that rolls", all.len());
+        let (group, _) = self.cache.places[layer];
+        self.cache.groups[group].roll(&all);
         let mut start = all.start;
         while start < all.end {
             let end = (start + 1).next_multiple_of(KEYS).min(all.end);
@@ -389,6 +584,10 @@ pub fn store((kernels, pool): (Kernels, &mut Pool), layer: usize, parts: &mut [P
     } else {
         pool.run_blocks(parts, 1, 1, 1, &|_, _, mut part| part.row_mut(0)[0].store_alone(kernels, layer, kv));
     }
+}
+
+fn copy(page: &Page) -> Result<Page, SessionError> {
+    page.copy().map_err(|source| memory_error(page.bytes().len(), source))
 }
 
 fn memory_error(bytes: usize, source: std::io::Error) -> SessionError {

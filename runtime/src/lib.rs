@@ -39,6 +39,7 @@ pub mod format;
 pub mod forward;
 pub mod kernels;
 pub mod kv_cache;
+mod linear_state;
 pub mod model;
 pub mod ops;
 pub mod pages;

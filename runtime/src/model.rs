@@ -5,7 +5,7 @@
 use crate::error::{FormatError, TokenizerError};
 use crate::format::{ModelFile, TOKENIZER_TABLES};
 use crate::quant::Matrix;
-use crate::spec::{Head, Position, QkNormOver, Residual, Spec, Trained};
+use crate::spec::{Head, NormKind, Position, QkNormOver, RelativeBias, Residual, Spec, Trained};
 use crate::tokenizer::Tokenizer;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -49,6 +49,8 @@ pub struct Layer {
     pub qkv: Linear,
     /// Of queries and of keys.
     pub qk_norm: Option<[NormWeights; 2]>,
+    /// Beside the products of queries and keys.
+    pub scores: ScoreWeights,
     /// `[d_model, n_heads * head_dim]`.
     pub attn_out: Linear,
     /// Behind attention.
@@ -59,6 +61,25 @@ pub struct Layer {
     pub mlp: Mlp,
     /// Behind the feed-forward network.
     pub mlp_post_norm: Option<NormWeights>,
+}
+
+/// What is trained of scores.
+#[derive(Clone, Default)]
+pub struct ScoreWeights {
+    /// `[n_heads]`, padded; empty where there are none.
+    pub sinks: Vec<f32>,
+    /// The same for all layers.
+    pub relative: Option<Arc<RelativeBiases>>,
+}
+
+/// Biases of scores by distance.
+pub struct RelativeBiases {
+    /// `[n_heads][buckets]`.
+    pub by_head: Vec<Vec<f32>>,
+    /// Buckets of distances from the least on.
+    pub buckets: Vec<u16>,
+    /// Where distance 0 is.
+    pub zero: usize,
 }
 
 /// The feed-forward part of a block.
@@ -176,25 +197,30 @@ impl Weights {
             let bias = if bias { Some(file.vector(&format!("{name}.bias"))?) } else { None };
             Ok::<_, FormatError>(Linear { weight: file.matrix(&format!("{name}.weight"))?, bias })
         };
-        let norm = |name: &str, trained, dim| {
+        let norm = |name: &str, (kind, trained): (NormKind, _), dim| {
             let part = |name: String, trained: bool, fill: f32| {
                 if trained { file.vector(&name) } else { Ok(vec![fill; dim]) }
             };
-            Ok::<_, FormatError>(NormWeights {
-                gain: part(format!("{name}.weight"), trained != Trained::Nothing, 1.0)?,
-                bias: part(format!("{name}.bias"), trained == Trained::GainAndBias, 0.0)?,
-            })
+            let mut gain = part(format!("{name}.weight"), trained != Trained::Nothing, 1.0)?;
+            if kind.gain_len(dim) < dim {
+                gain = vec![gain[0]; dim];
+            }
+            let bias = part(format!("{name}.bias"), trained == Trained::GainAndBias, 0.0)?;
+            Ok::<_, FormatError>(NormWeights { gain, bias })
         };
         let norm_if = |there: bool, name: &str| {
-            if there { norm(name, spec.norm.trained, spec.d_model).map(Some) } else { Ok(None) }
+            if there { norm(name, (spec.norm.kind, spec.norm.trained), spec.d_model).map(Some) } else { Ok(None) }
         };
         let linear_if = |there: bool, name: &str, bias| if there { linear(name, bias).map(Some) } else { Ok(None) };
         let (a, place) = (&spec.attention, spec.norm.place);
         let qk_norm = |name: &str| {
             let Some(qk) = &a.qk_norm else { return Ok(None) };
             let dim = |heads| if qk.over == QkNormOver::Head { a.head_dim } else { heads * a.head_dim };
-            let queries = norm(&format!("{name}.q_norm"), qk.trained, dim(a.n_heads))?;
-            Ok::<_, FormatError>(Some([queries, norm(&format!("{name}.k_norm"), qk.trained, dim(a.n_kv_heads))?]))
+            let queries = norm(&format!("{name}.q_norm"), (qk.kind, qk.trained), dim(a.n_heads))?;
+            Ok::<_, FormatError>(Some([
+                queries,
+                norm(&format!("{name}.k_norm"), (qk.kind, qk.trained), dim(a.n_kv_heads))?,
+            ]))
         };
         let feed_forward = |name: &str| {
             let bias = spec.mlp.bias;
@@ -221,12 +247,23 @@ impl Weights {
                 shared: experts.shared_dim.map(|_| shared()).transpose()?,
             })
         };
+        let relative = match &spec.position {
+            Position::RelativeBias(bias) => {
+                Some(Arc::new(RelativeBiases::new(&file.matrix("relative_bias")?, bias, a.causal)))
+            }
+            _ => None,
+        };
+        let scores = |i: usize| {
+            let sinks = if a.sinks { file.vector(&format!("layers.{i}.attn.sinks"))? } else { Vec::new() };
+            Ok::<_, FormatError>(ScoreWeights { sinks, relative: relative.clone() })
+        };
         let layer = |i: usize| {
             let two = spec.residual != Residual::ParallelOneNorm;
             Ok::<_, FormatError>(Layer {
                 attn_norm: norm_if(place.before(), &format!("layers.{i}.attn_norm"))?,
                 qkv: linear(&format!("layers.{i}.attn.qkv"), a.qkv_bias)?,
                 qk_norm: qk_norm(&format!("layers.{i}.attn"))?,
+                scores: scores(i)?,
                 attn_out: linear(&format!("layers.{i}.attn.out"), a.out_bias)?,
                 attn_post_norm: norm_if(place.behind(), &format!("layers.{i}.attn_post_norm"))?,
                 mlp_norm: norm_if(place.before() && two, &format!("layers.{i}.mlp_norm"))?,
@@ -242,7 +279,11 @@ impl Weights {
             embedding_norm: norm_if(spec.embedding.norm, "embed.norm")?,
             positions: match spec.position {
                 Position::Learned => Some(file.matrix("embed.positions")?),
-                Position::Rotary(_) | Position::Alibi(_) | Position::None => None,
+                Position::Sinusoidal(_)
+                | Position::Rotary(_)
+                | Position::Alibi(_)
+                | Position::RelativeBias(_)
+                | Position::None => None,
             },
             layers: (0..spec.n_layers).map(layer).collect::<Result<_, _>>()?,
             final_norm: norm_if(spec.final_norm, "final_norm")?,
@@ -254,5 +295,19 @@ impl Weights {
             },
             embedding,
         })
+    }
+}
+
+impl RelativeBiases {
+    /// Of a table `[buckets, n_heads]`.
+    fn new(table: &Matrix, bias: &RelativeBias, causal: bool) -> Self {
+        let mut by_head = vec![vec![0.0; bias.buckets]; table.cols()];
+        let mut row = vec![0.0; table.cols()];
+        for bucket in 0..bias.buckets {
+            table.decode_row(bucket, &mut row);
+            by_head.iter_mut().zip(&row).for_each(|(head, x)| head[bucket] = *x);
+        }
+        let (buckets, zero) = bias.table(causal);
+        Self { by_head, buckets, zero }
     }
 }

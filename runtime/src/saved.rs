@@ -6,10 +6,11 @@
 //! cache    u32       how keys and values are kept: 0 f32, 1 f16, 2 q8, 3 q4
 //! model    32 bytes  SHA-256 of the model's header, which has the checksum of every tensor
 //! counts   u64 x 3   tokens of the text, those of them in the cache, random numbers taken
-//! pending  8 bytes   how many bytes of an incomplete character (0 to 3), those bytes, zeros
+//! pending  4 bytes   how many bytes of an incomplete character (0 to 3), those bytes, zeros
+//! first    u32       the first token that all layers hold: layers with a window have forgotten those before
 //! tokens   u32 each
-//! cache    for each token in it: [layers][key-value heads][key head_dim, value head_dim, in q8 and q4 an f16 scale of either]
-//!          in q4 a byte is one number of a value, 8 more than it is
+//! cache    for each token in it: [layers][key-value heads][key head_dim, value head_dim, in q8 and q4 an f16 scale of either];
+//!          before `first`, of layers without a window only; in q4 a byte is one number of a value, 8 more than it is
 //! check    32 bytes  SHA-256 of all before
 //! ```
 //!
@@ -46,13 +47,28 @@ pub struct Text {
 
 /// The length in bytes of a saved sequence with a text of `n_tokens`.
 pub fn len(sequence: &Sequence, n_tokens: usize) -> usize {
-    FIXED + CHECK + n_tokens * 4 + sequence.position() * sequence.cache.token_bytes()
+    FIXED + CHECK + n_tokens * 4 + cache_len(sequence, first(sequence), saved_position(sequence))
+}
+
+/// Tokens of which the cache is saved: none where it keeps sums, which the tokens are run again for.
+fn saved_position(sequence: &Sequence) -> usize {
+    if sequence.cache.keeps_tokens() { sequence.position() } else { 0 }
+}
+
+/// The first of its tokens that all layers hold.
+fn first(sequence: &Sequence) -> usize {
+    sequence.cache.first_position().min(sequence.position())
+}
+
+/// Bytes of the cache of `position` tokens, of which all layers hold those from `first` on.
+fn cache_len(sequence: &Sequence, first: usize, position: usize) -> usize {
+    first * sequence.cache.token_bytes(false) + (position - first) * sequence.cache.token_bytes(true)
 }
 
 /// The most bytes that a saved sequence may have that this one can take.
 pub fn most(sequence: &Sequence) -> usize {
     let context = sequence.context();
-    (FIXED + CHECK).saturating_add(context.saturating_mul(4 + sequence.cache.token_bytes()))
+    (FIXED + CHECK).saturating_add(context.saturating_mul(4 + sequence.cache.token_bytes(true)))
 }
 
 /// Writes everything that is digested, and the digest.
@@ -76,7 +92,7 @@ impl<W: Write> Digesting<W> {
 /// # Panics
 /// When the sequence holds more tokens than the text has, or there are more than 3 pending bytes.
 pub fn write(sequence: &Sequence, text: &Text, out: impl Write) -> io::Result<()> {
-    let (position, n_pending) = (sequence.position(), text.pending.len());
+    let (position, n_pending) = (saved_position(sequence), text.pending.len());
     assert!(position <= text.tokens.len(), "{position} tokens in the cache of a text of {}", text.tokens.len());
     assert!(n_pending <= MOST_PENDING, "{n_pending} bytes are a character");
     let mut out = Digesting { out, digest: Sha256::new() };
@@ -90,14 +106,18 @@ pub fn write(sequence: &Sequence, text: &Text, out: impl Write) -> io::Result<()
     let mut pending = [0; 8];
     pending[0] = n_pending as u8;
     pending[1..=n_pending].copy_from_slice(&text.pending);
+    let first = first(sequence);
+    // A context has at most 2^24 tokens.
+    pending[4..].copy_from_slice(&(first as u32).to_le_bytes());
     out.put(&pending)?;
     for token in &text.tokens {
         out.put(&token.to_le_bytes())?;
     }
-    let mut token = vec![0; sequence.cache.token_bytes()];
+    let mut token = vec![0; sequence.cache.token_bytes(true)];
     for position in 0..position {
-        sequence.cache.export(position, &mut token);
-        out.put(&token)?;
+        let token = &mut token[..sequence.cache.token_bytes(position >= first)];
+        sequence.cache.export(position, token);
+        out.put(token)?;
     }
     let check = out.digest.finalize();
     out.out.write_all(&check)
@@ -140,8 +160,11 @@ pub fn read(like: &Sequence, bytes: &[u8]) -> Result<(Sequence, Text), SavedErro
     if position > n_tokens as u64 {
         return Err(damaged(format!("{position} tokens in the cache of a text of {n_tokens}")));
     }
-    let (position, token_bytes) = (position as usize, like.cache.token_bytes());
-    let expected = n_tokens * 4 + position * token_bytes;
+    let (position, first) = (position as usize, number(76) as usize);
+    if first > position || first > 0 && like.cache.token_bytes(true) == like.cache.token_bytes(false) {
+        return Err(damaged(format!("the first of {position} tokens in the cache is number {first}")));
+    }
+    let expected = n_tokens * 4 + cache_len(like, first, position);
     if rest.len() != expected {
         return Err(damaged(format!("{} bytes of tokens and cache, expected {expected}", rest.len())));
     }
@@ -159,8 +182,11 @@ pub fn read(like: &Sequence, bytes: &[u8]) -> Result<(Sequence, Text), SavedErro
         return Err(SessionError::Token { id, vocab_size }.into());
     }
     let mut sequence = like.empty()?;
-    for (position, token) in cache.chunks_exact(token_bytes.max(1)).enumerate() {
+    let mut rest = cache;
+    for position in 0..position {
+        let (token, others) = rest.split_at(like.cache.token_bytes(position >= first));
         sequence.cache.import(position, token);
+        rest = others;
     }
     sequence.advance(position);
     Ok((sequence, Text { tokens, draws, pending: fixed[73..73 + n_pending].to_vec() }))

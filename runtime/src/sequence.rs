@@ -11,15 +11,15 @@ use crate::spec::Spec;
 /// How a sequence is made.
 #[derive(Clone, Debug, Default)]
 pub struct SequenceOptions {
-    /// Tokens the cache holds, up to [`max_context`](crate::spec::Spec::max_context); the model's own context length when
-    /// `None`.
+    /// Tokens of the longest text, up to [`max_context`](crate::spec::Spec::max_context); the model's own context length when
+    /// `None`. Layers that see only the last positions hold no more than those.
     pub context: Option<usize>,
     /// How the cache keeps its numbers; when `None`, as [`usual_type`](crate::kv_cache::usual_type) says.
     pub cache_type: Option<CacheType>,
 }
 
 impl SequenceOptions {
-    /// Tokens that the cache of such a sequence holds.
+    /// Tokens of the longest text of such a sequence.
     ///
     /// # Errors
     /// When the context is out of range.
@@ -59,7 +59,7 @@ impl Sequence {
         let spec = model.spec();
         let context = options.checked_context(spec)?;
         let cache_type = options.cache_type.unwrap_or_else(|| kv_cache::default_type(model.file()));
-        Ok(Self { cache: KvCache::new(spec, cache_type, context)?, model: model.clone(), context, position: 0 })
+        Ok(Self { cache: KvCache::rolling(spec, cache_type, context)?, model: model.clone(), context, position: 0 })
     }
 
     /// Another text that begins with all tokens of this one. The pages that these fill are shared, not copied; each text
@@ -86,19 +86,27 @@ impl Sequence {
         &self.model
     }
 
-    /// Tokens the cache holds.
+    /// Tokens of the longest text.
     pub fn context(&self) -> usize {
         self.context
     }
 
-    /// Tokens in the cache.
+    /// Tokens of the text so far.
     pub fn position(&self) -> usize {
         self.position
     }
 
-    /// Forgets all tokens from `position` on.
+    /// Forgets all tokens from `position` on. Where layers see only the last positions, those before them may be lost: the next
+    /// step is refused then, unless [`resume_point`](Self::resume_point) was asked.
     pub fn rewind(&mut self, position: usize) {
         self.position = self.position.min(position);
+    }
+
+    /// Where to rewind to if the text shall go on at `position`: there, or to the start if what stands before is no longer
+    /// held. The tokens between are to be run again.
+    pub fn resume_point(&self, position: usize) -> usize {
+        let position = self.position.min(position);
+        if self.cache.goes_on_at(position).is_ok() { position } else { 0 }
     }
 
     /// How the cache keeps its numbers.

@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicBool;
 /// How a session is made.
 #[derive(Clone, Debug, Default)]
 pub struct SessionOptions {
-    /// Tokens the cache holds; the model's own context length when `None`.
+    /// Tokens of the longest text; the model's own context length when `None`.
     pub context: Option<usize>,
     /// Threads, the caller's included; one per available core when `None`.
     pub threads: Option<usize>,
@@ -45,12 +45,12 @@ impl Session {
         self.engine.model()
     }
 
-    /// Tokens the cache holds.
+    /// Tokens of the longest text.
     pub fn context(&self) -> usize {
         self.sequence.context()
     }
 
-    /// Tokens in the cache.
+    /// Tokens of the text so far.
     pub fn position(&self) -> usize {
         self.sequence.position()
     }
@@ -90,9 +90,14 @@ impl Session {
         self.engine.cancel_flag()
     }
 
-    /// Forgets all tokens from `position` on.
+    /// Forgets all tokens from `position` on, as [`Sequence::rewind`] does.
     pub fn rewind(&mut self, position: usize) {
         self.sequence.rewind(position);
+    }
+
+    /// Where to rewind to if the text shall go on at `position`, as [`Sequence::resume_point`] says.
+    pub fn resume_point(&self, position: usize) -> usize {
+        self.sequence.resume_point(position)
     }
 
     /// What it is made of, for a program that goes on with more texts.

@@ -66,8 +66,8 @@ impl Device {
             let kv = qkv.rows(0..n_tokens).get(a.n_heads * a.head_dim..).unwrap_or_default();
             kv_cache::store((self.kernels, &mut self.pool), layer, &mut parts, (kv, stride));
             let scoring = |_| Scoring::scaled(0.3);
-            let heads = (a.n_heads, a.n_kv_heads, &scoring as &(dyn Fn(usize) -> Scoring + Sync));
-            ops::attention((self.kernels, &mut self.pool), (&parts, layer, true), heads, &qkv, &mut out);
+            let heads = (a.n_heads, a.n_kv_heads);
+            ops::attention((self.kernels, &mut self.pool), (&parts, layer, true), heads, &scoring, &qkv, &mut out);
             for (part, found) in parts.iter().zip(&mut found) {
                 for t in part.row..part.row + part.positions.len() {
                     found.extend(out.row(t).iter().map(|v| v.to_bits()));

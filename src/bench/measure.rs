@@ -208,7 +208,11 @@ pub(crate) fn decode(
     for repetition in 0..=repetitions {
         let roof = same.len() as f64 / machine.read_seconds(same);
         for sequence in &mut *sequences {
-            sequence.rewind(depth);
+            sequence.rewind(sequence.resume_point(depth));
+            if sequence.position() < depth {
+                // A window has passed what stood before.
+                engine.step(&mut [Feed::new(sequence, &ids[..depth])])?;
+            }
         }
         let start = Instant::now();
         for id in ids[depth..].chunks(1) {

@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use tidbit_convert::Plan;
 use tidbit_runtime::format;
-use tidbit_runtime::kv_cache::{CacheType, bytes_per_token, default_type, usual_type};
+use tidbit_runtime::kv_cache::{CacheType, bytes_of, bytes_per_token, default_type, usual_type};
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::session::Model;
 use tidbit_runtime::spec::{Activation, Head, NormKind, Position, Residual, Spec};
@@ -166,12 +166,17 @@ fn describe(spec: &Spec, cache_type: CacheType) -> String {
             let scaled = if r.scaling.is_some() { ", scaled" } else { "" };
             format!("rotary, {} of {} dimensions, theta {}{scaled}", r.dims, a.head_dim, r.theta)
         }
+        Position::Sinusoidal(_) => "sinusoidal".into(),
         Position::Alibi(alibi) => format!("ALiBi, steepest slope 2^-{}", alibi.max_bias),
+        Position::RelativeBias(bias) => {
+            format!("relative biases, {} buckets up to a distance of {}", bias.buckets, bias.max_distance)
+        }
         Position::None => "none".into(),
     };
     let norm = match spec.norm.kind {
         NormKind::LayerNorm => "layer norm",
         NormKind::RmsNorm => "RMS norm",
+        NormKind::ScaleNorm => "scale norm",
     };
     let residual = match spec.residual {
         Residual::Sequential => "sequential",
@@ -203,7 +208,9 @@ fn describe(spec: &Spec, cache_type: CacheType) -> String {
         format!("; {} of {} experts of {}{shared}{}", e.used, e.count, e.ffn_dim, some(&e.layers))
     });
     let kv = bytes_per_token(spec, cache_type) as u64;
-    let full = kv.saturating_mul(spec.context_length as u64);
+    // What a window does not hold is not counted; a cache that keeps nothing of a token has a size nevertheless.
+    let held = bytes_of(spec, cache_type, spec.context_length) as u64;
+    let full = if kv == 0 { held } else { kv.saturating_mul(spec.context_length as u64).min(held) };
     format!(
         "architecture  {}, {} layers, {} wide
 attention     {} heads ({} key-value) of {}{}{window}

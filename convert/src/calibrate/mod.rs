@@ -44,7 +44,7 @@ use tidbit_runtime::kv_cache::KvCache;
 use tidbit_runtime::model::{FeedForward, Layer, Linear, Mlp, Model, NormWeights};
 use tidbit_runtime::ops::Buffer;
 use tidbit_runtime::quant::Matrix;
-use tidbit_runtime::spec::{Head, Residual, Trained};
+use tidbit_runtime::spec::{Head, NormKind, Residual, Trained};
 use tidbit_runtime::storage::Bytes;
 
 pub(crate) use allocation::{Candidate, allocate, least_bytes};
@@ -267,7 +267,9 @@ impl<'a> Calibrator<'a> {
     /// Moves scales out of the block's activations, wherever that changes nothing else.
     fn move_scales(&self, layer: &mut Layer, work: &mut [Work]) {
         let spec = self.model.spec();
-        let (a, trained) = (&spec.attention, spec.norm.trained != Trained::Nothing);
+        let a = &spec.attention;
+        // A norm with one gain for all dimensions cannot take factors.
+        let trained = spec.norm.trained != Trained::Nothing && spec.norm.kind != NormKind::ScaleNorm;
         let at = |work: &[Work], name: &str| work.iter().position(|w| w.name == name);
         // Out of the norms, where nothing but the matrices sees what they give.
         if trained && spec.residual != Residual::FromNorm {

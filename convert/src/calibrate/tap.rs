@@ -6,10 +6,10 @@ use std::ops::Range;
 use tidbit_runtime::backend::{Backend, CacheType, Chosen, Cpu, Epilogue, Part};
 use tidbit_runtime::error::SessionError;
 use tidbit_runtime::kv_cache::KvCache;
-use tidbit_runtime::model::{Linear, NormWeights};
+use tidbit_runtime::model::{Linear, NormWeights, ScoreWeights};
 use tidbit_runtime::ops::Buffer;
 use tidbit_runtime::quant::Matrix;
-use tidbit_runtime::spec::{NormKind, Rotary, Spec};
+use tidbit_runtime::spec::{FeatureMap, NormKind, Rotary, Sinusoidal, Spec};
 
 /// The processor, and the inputs of some products, summed up.
 pub(crate) struct Tapped {
@@ -73,6 +73,12 @@ impl Backend for Tapped {
     fn embed_positions(&mut self, places: &Matrix, positions: &[usize], out: &mut Buffer) {
         self.cpu.embed_positions(places, positions, out);
     }
+    fn embed_sinusoids(&mut self, of: &Sinusoidal, positions: &[usize], out: &mut Buffer) {
+        self.cpu.embed_sinusoids(of, positions, out);
+    }
+    fn scale(&mut self, x: &mut Buffer, n_tokens: usize, factor: f32) {
+        self.cpu.scale(x, n_tokens, factor);
+    }
     fn norm(&mut self, norm: (NormKind, f32, &NormWeights), x: (&Buffer, Range<usize>), out: (&mut Buffer, usize)) {
         self.cpu.norm(norm, x, out);
     }
@@ -109,8 +115,26 @@ impl Backend for Tapped {
     fn store(&mut self, spec: &Spec, parts: &mut [Part<'_>], layer: usize, qkv: &Buffer) {
         self.cpu.store(spec, parts, layer, qkv);
     }
-    fn attend(&mut self, spec: &Spec, parts: &[Part<'_>], layer: usize, qkv: &Buffer, out: &mut Buffer) {
-        self.cpu.attend(spec, parts, layer, qkv, out);
+    fn attend(
+        &mut self,
+        spec: &Spec,
+        scores: &ScoreWeights,
+        parts: &[Part<'_>],
+        layer: usize,
+        qkv: &Buffer,
+        out: &mut Buffer,
+    ) {
+        self.cpu.attend(spec, scores, parts, layer, qkv, out);
+    }
+    fn attend_linearly(
+        &mut self,
+        of: (&Spec, FeatureMap),
+        parts: &mut [Part<'_>],
+        layer: usize,
+        qkv: &Buffer,
+        out: &mut Buffer,
+    ) {
+        self.cpu.attend_linearly(of, parts, layer, qkv, out);
     }
     fn read<'a>(&self, buffer: &'a Buffer, row: usize) -> &'a [f32] {
         self.cpu.read(buffer, row)

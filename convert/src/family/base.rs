@@ -4,7 +4,7 @@
 use crate::config::Config;
 use crate::error::ConvertError;
 use tidbit_runtime::spec::{
-    Activation, Attention, Embedding, Head, Logits, Mlp, Norm, NormKind, Pooling, Position, Residual, Spec,
+    Activation, Attention, Embedding, Head, Logits, Mlp, Norm, NormKind, Pooling, Position, Residual, Scales, Spec,
 };
 
 /// Under which names a family's config has what all families have. A size without a default must be stated.
@@ -101,6 +101,7 @@ pub(super) fn start(config: &Config, fields: &Fields) -> Result<Spec, ConvertErr
             experts: None,
         },
         residual: Residual::Sequential,
+        scales: Scales::default(),
         final_norm: true,
         head: if config.bool("tie_word_embeddings", fields.tied)? { Head::Tied } else { Head::Untied },
         logits: Logits::default(),

@@ -2,12 +2,12 @@
 
 use super::{Backend, CacheType, Chosen, Epilogue, Part};
 use crate::error::SessionError;
-use crate::kernels::{Kernels, Scoring};
+use crate::kernels::{Biases, Kernels, Scoring};
 use crate::kv_cache::{self, KvCache};
-use crate::model::{Linear, NormWeights};
+use crate::model::{Linear, NormWeights, ScoreWeights};
 use crate::ops::{self, Buffer, MatmulScratch, Rotation};
 use crate::quant::Matrix;
-use crate::spec::{Activation, Alibi, NormKind, Position, QkNormOver, Rotary, Spec};
+use crate::spec::{Activation, Alibi, FeatureMap, NormKind, Position, QkNormOver, Rotary, Sinusoidal, Spec};
 use crate::threads::Pool;
 use std::ops::Range;
 
@@ -31,7 +31,11 @@ impl Cpu {
         let window = spec.attention.window.as_ref().and_then(|w| w.rotary.as_ref());
         let rotaries = match &spec.position {
             Position::Rotary(rotary) => vec![rotary],
-            Position::Learned | Position::Alibi(_) | Position::None => vec![],
+            Position::Learned
+            | Position::Sinusoidal(_)
+            | Position::Alibi(_)
+            | Position::RelativeBias(_)
+            | Position::None => vec![],
         };
         let rotations = rotaries.into_iter().chain(window).map(|rotary| Rotation::new(rotary, max_tokens)).collect();
         let slopes = match &spec.position {
@@ -98,6 +102,10 @@ impl Backend for Cpu {
         ops::embed_positions(&mut self.pool, places, positions, out);
     }
 
+    fn embed_sinusoids(&mut self, of: &Sinusoidal, positions: &[usize], out: &mut Buffer) {
+        ops::embed_sinusoids(&mut self.pool, of, positions, out);
+    }
+
     fn norm(
         &mut self,
         (kind, eps, weights): (NormKind, f32, &NormWeights),
@@ -113,6 +121,14 @@ impl Backend for Cpu {
 
     fn copy(&mut self, x: (&Buffer, Range<usize>), out: (&mut Buffer, usize)) {
         ops::copy(x, out);
+    }
+
+    fn scale(&mut self, x: &mut Buffer, n_tokens: usize, factor: f32) {
+        ops::each_row(&mut self.pool, (x, n_tokens), &|_, row| {
+            for x in &mut *row {
+                *x *= factor;
+            }
+        });
     }
 
     fn clip(&mut self, x: &mut Buffer, n_tokens: usize, most: f32) {
@@ -142,9 +158,10 @@ impl Backend for Cpu {
         for (weights, n_heads) in weights.iter().zip([a.n_heads, a.n_kv_heads]) {
             let cols = start..start + n_heads * a.head_dim;
             let group = if qk.over == QkNormOver::AllHeads { cols.len() } else { a.head_dim };
+            let each = qk.over != QkNormOver::Head;
             let norm = (qk.kind, qk.eps, (&weights.gain[..], &weights.bias[..]));
             start = cols.end;
-            ops::norm_groups((self.kernels, &mut self.pool), norm, (&mut *qkv, n_tokens), (cols, group));
+            ops::norm_groups((self.kernels, &mut self.pool), norm, (&mut *qkv, n_tokens), (cols, group, each));
         }
     }
 
@@ -188,18 +205,44 @@ impl Backend for Cpu {
         kv_cache::store((self.kernels, &mut self.pool), layer, parts, (kv, qkv.stride()));
     }
 
-    fn attend(&mut self, spec: &Spec, parts: &[Part<'_>], layer: usize, qkv: &Buffer, out: &mut Buffer) {
+    fn attend(
+        &mut self,
+        spec: &Spec,
+        scores: &ScoreWeights,
+        parts: &[Part<'_>],
+        layer: usize,
+        qkv: &Buffer,
+        out: &mut Buffer,
+    ) {
         let a = &spec.attention;
         let all = Scoring {
-            scale: a.scale_of(layer),
             cap: a.softcap.unwrap_or(0.0),
-            slope: 0.0,
             bf16: matches!(&spec.position, Position::Alibi(alibi) if alibi.bf16),
+            sparse: a.sparse_of(layer),
             window: a.window_of(layer).map_or(usize::MAX, |window| window.size),
+            ..Scoring::scaled(a.scale_of(layer))
         };
-        let scoring = |head: usize| Scoring { slope: self.slopes.get(head).copied().unwrap_or(0.0), ..all };
-        let heads = (a.n_heads, a.n_kv_heads, &scoring as &(dyn Fn(usize) -> Scoring + Sync));
-        ops::attention((self.kernels, &mut self.pool), (parts, layer, a.causal), heads, qkv, out);
+        let relative = scores.relative.as_deref();
+        let scoring = |head: usize| Scoring {
+            slope: self.slopes.get(head).copied().unwrap_or(0.0),
+            biases: relative.map(|r| Biases { values: &r.by_head[head], buckets: &r.buckets, zero: r.zero, before: 0 }),
+            sink: scores.sinks.get(head).copied().unwrap_or(f32::NEG_INFINITY),
+            ..all
+        };
+        let heads = (a.n_heads, a.n_kv_heads);
+        ops::attention((self.kernels, &mut self.pool), (parts, layer, a.causal), heads, &scoring, qkv, out);
+    }
+
+    fn attend_linearly(
+        &mut self,
+        (spec, map): (&Spec, FeatureMap),
+        parts: &mut [Part<'_>],
+        layer: usize,
+        qkv: &Buffer,
+        out: &mut Buffer,
+    ) {
+        let heads = (spec.attention.n_heads, spec.attention.n_kv_heads);
+        ops::linear_attention(&mut self.pool, map, (parts, layer), heads, qkv, out);
     }
 
     fn read<'a>(&self, buffer: &'a Buffer, row: usize) -> &'a [f32] {

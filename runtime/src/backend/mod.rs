@@ -13,9 +13,9 @@ pub use crate::kv_cache::Part;
 pub use cpu::Cpu;
 
 use crate::error::SessionError;
-use crate::model::{Linear, NormWeights};
+use crate::model::{Linear, NormWeights, ScoreWeights};
 use crate::quant::Matrix;
-use crate::spec::{NormKind, Rotary, Spec};
+use crate::spec::{FeatureMap, NormKind, Rotary, Sinusoidal, Spec};
 use std::ops::Range;
 
 /// An expert that a token takes.
@@ -54,6 +54,9 @@ pub trait Backend {
     /// `out[t] += places[positions[t]]`.
     fn embed_positions(&mut self, places: &Matrix, positions: &[usize], out: &mut Self::Buffer);
 
+    /// Row `t` of `out` grows by the sines and cosines of `positions[t]`.
+    fn embed_sinusoids(&mut self, of: &Sinusoidal, positions: &[usize], out: &mut Self::Buffer);
+
     /// Some rows of a buffer, normalized, become the rows of `out` from the given one on.
     fn norm(
         &mut self,
@@ -77,6 +80,9 @@ pub trait Backend {
 
     /// The rows of `out` from the given one on become some rows of `x`.
     fn copy(&mut self, x: (&Self::Buffer, Range<usize>), out: (&mut Self::Buffer, usize));
+
+    /// Multiplies the first `n_tokens` rows of `x` by `factor`.
+    fn scale(&mut self, x: &mut Self::Buffer, n_tokens: usize, factor: f32);
 
     /// Clamps the first `n_tokens` rows of `x` to plus and minus `most`.
     fn clip(&mut self, x: &mut Self::Buffer, n_tokens: usize, most: f32);
@@ -115,7 +121,19 @@ pub trait Backend {
     fn attend(
         &mut self,
         spec: &Spec,
+        scores: &ScoreWeights,
         parts: &[Part<'_, Self::Cache>],
+        layer: usize,
+        qkv: &Self::Buffer,
+        out: &mut Self::Buffer,
+    );
+
+    /// The same of linear attention, whose queries, keys and values lead the rows of `qkv`; the parts' caches take the keys and
+    /// values in.
+    fn attend_linearly(
+        &mut self,
+        of: (&Spec, FeatureMap),
+        parts: &mut [Part<'_, Self::Cache>],
         layer: usize,
         qkv: &Self::Buffer,
         out: &mut Self::Buffer,

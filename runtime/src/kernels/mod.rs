@@ -25,7 +25,7 @@ mod x86_64 {
 use crate::error::IsaError;
 use crate::pages::Page;
 use crate::quant::{BLOCK, Matrix, PANEL_ROWS};
-use crate::spec::{Activation, MAX_HEAD_DIM, NormKind};
+use crate::spec::{Activation, MAX_HEAD_DIM, NormKind, Sparse};
 use crate::threads::BlockMut;
 use std::ops::Range;
 
@@ -107,8 +107,8 @@ impl CacheType {
     }
 }
 
-/// Keys and values of one head: page `i` holds positions `i * 64..(i + 1) * 64`, as `generic::attention` and
-/// `generic::attention_q8` lay them out, from byte `at` on.
+/// Keys and values of one head: page `i % pages.len()` holds positions `i * 64..(i + 1) * 64`, as `generic::attention` and
+/// `generic::attention_q8` lay them out, from byte `at` on. Where the cache rolls, positions behind the window may be others.
 #[derive(Clone, Copy)]
 pub(crate) struct HeadCache<'a> {
     pub(crate) cache_type: CacheType,
@@ -120,7 +120,8 @@ pub(crate) struct HeadCache<'a> {
 impl HeadCache<'_> {
     /// The positions of one page.
     fn block(&self, page: usize) -> *const u8 {
-        self.pages[page].bytes()[self.at..][..KEYS * self.cache_type.head_bytes(self.head_dim)].as_ptr()
+        self.pages[page % self.pages.len()].bytes()[self.at..][..KEYS * self.cache_type.head_bytes(self.head_dim)]
+            .as_ptr()
     }
 
     /// What lies behind the first block: another head's, to be asked for ahead.
@@ -170,7 +171,7 @@ struct GemmArgs<'a> {
 
 /// What becomes of the product of a query and a key, in this order.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scoring {
+pub struct Scoring<'a> {
     /// It is multiplied by this.
     pub scale: f32,
     /// A score `s` becomes `cap * tanh(s / cap)`, if not 0.
@@ -179,14 +180,35 @@ pub struct Scoring {
     pub slope: f32,
     /// `slope * key` in bf16, times `scale`, is added instead.
     pub bf16: bool,
+    /// A bias is added, if there are some.
+    pub biases: Option<Biases<'a>>,
+    /// Keys of other blocks are not seen, if there is one.
+    pub sparse: Option<&'a Sparse>,
+    /// A score of no key, which takes its share of the probabilities, unless it is minus infinity.
+    pub sink: f32,
     /// Positions that a query sees, its own included.
     pub window: usize,
 }
 
-impl Scoring {
+/// Biases of a head's scores: `values[buckets[zero + distance]]`, where `distance` is from the key to the query; beyond the ends of
+/// `buckets` as at the ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Biases<'a> {
+    /// By bucket.
+    pub values: &'a [f32],
+    /// By distance, from the least on.
+    pub buckets: &'a [u16],
+    /// Where distance 0 is.
+    pub zero: usize,
+    /// How far before the position that it is computed as the query really stands; it sees so many keys behind it.
+    pub before: usize,
+}
+
+impl Scoring<'_> {
     /// Products times `scale`, and nothing else.
     pub fn scaled(scale: f32) -> Self {
-        Self { scale, cap: 0.0, slope: 0.0, bf16: false, window: usize::MAX }
+        let sink = f32::NEG_INFINITY;
+        Self { scale, cap: 0.0, slope: 0.0, bf16: false, biases: None, sparse: None, sink, window: usize::MAX }
     }
 }
 
@@ -197,7 +219,7 @@ struct AttentionArgs<'a> {
     q_stride: usize,
     n_queries: usize,
     first_position: usize,
-    scoring: Scoring,
+    scoring: Scoring<'a>,
     cache: HeadCache<'a>,
     /// `[n_queries][head_dim]`, `out_stride` apart.
     out: *mut f32,
@@ -471,7 +493,7 @@ impl Kernels {
         self,
         (q, q_stride): (&[f32], usize),
         first_position: usize,
-        scoring: Scoring,
+        scoring: Scoring<'_>,
         cache: HeadCache<'_>,
         out: &mut BlockMut<'_, f32>,
     ) {

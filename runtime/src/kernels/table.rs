@@ -15,7 +15,7 @@ pub(super) struct Row {
     /// By [`CacheType`].
     pub(super) attention: [unsafe fn(&AttentionArgs<'_>); 4],
     /// By [`NormKind`].
-    pub(super) norm: [unsafe fn(*const f32, usize, *const f32, *const f32, f32, *mut f32); 2],
+    pub(super) norm: [unsafe fn(*const f32, usize, *const f32, *const f32, f32, *mut f32); 3],
     pub(super) quantize: unsafe fn(*const f32, usize, *mut ActBlock),
     pub(super) to_f16: unsafe fn(*const f32, usize, *mut u16),
     pub(super) to_q8: unsafe fn(*const f32, usize, *mut i8) -> u16,
@@ -202,6 +202,10 @@ macro_rules! instantiate {
                 unsafe { rows::rms_norm::<S>(x, n, w, b, eps, out) }
             }
             $(#[$feature])*
+            unsafe fn scale_norm(x: *const f32, n: usize, w: *const f32, b: *const f32, eps: f32, out: *mut f32) {
+                unsafe { rows::scale_norm::<S>(x, n, w, b, eps, out) }
+            }
+            $(#[$feature])*
             unsafe fn quantize(x: *const f32, n: usize, out: *mut ActBlock) {
                 unsafe { rows::quantize::<S>(x, n, out) }
             }
@@ -263,7 +267,7 @@ macro_rules! instantiate {
                     [q2_one, q2_many],
                 ],
                 attention: [attend_f32, attend_f16, attend_q8, attend_q4],
-                norm: [layer_norm, rms_norm],
+                norm: [layer_norm, rms_norm, scale_norm],
                 quantize,
                 to_f16,
                 to_q8,

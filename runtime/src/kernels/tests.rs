@@ -3,6 +3,7 @@
 use super::*;
 use crate::kv_cache::{self, KvCache, Part};
 use crate::quant::QuantType;
+use crate::spec::{Sparse, SparsePattern};
 use crate::threads::Pool;
 use proptest::prelude::*;
 
@@ -127,6 +128,7 @@ proptest! {
             let (mut norm, mut other) = (vec![0.0; padded], x.clone());
             k.norm(NormKind::LayerNorm, &x, (&weight, &bias), 1e-5, &mut norm);
             k.norm_in_place(NormKind::RmsNorm, &mut other, (&weight, &bias), 1e-5);
+            k.norm_in_place(NormKind::ScaleNorm, &mut other, (&weight, &bias), 1e-5);
             let mut blocks = vec![ActBlock::ZERO; n.div_ceil(BLOCK)];
             k.quantize(&x, &mut blocks);
             let mut halves = vec![0; padded];
@@ -151,7 +153,13 @@ proptest! {
     ) {
         let scalar = *all().last().unwrap();
         let if_odd = |bit: u8, value: f32| if odd & bit != 0 { value } else { 0.0 };
+        let (values, buckets) = (values(9, seed ^ 4), (0..40).map(|i| i % 9).collect::<Vec<u16>>());
+        let biases = Biases { values: &values, buckets: &buckets, zero: 7, before: 0 };
+        let sparse = sparse(1 + window % 9, SparsePattern::Strided);
         let scoring = Scoring {
+            sink: if odd & 16 != 0 { 0.5 } else { f32::NEG_INFINITY },
+            biases: (odd & 32 != 0).then_some(biases),
+            sparse: (odd & 64 != 0).then_some(&sparse),
             cap: if_odd(1, 3.0),
             slope: if_odd(2, 0.1),
             bf16: odd & 4 != 0,
@@ -306,6 +314,11 @@ fn operands(head_dim: usize, positions: usize, n: usize, seed: u64) -> (Vec<f32>
     (values(n * head_dim, seed ^ 2), kv.collect())
 }
 
+/// Blocks of so many positions, of which few are seen.
+fn sparse(block: usize, pattern: SparsePattern) -> Sparse {
+    Sparse { block, local: 2, stride: 13, pattern, layers: None }
+}
+
 /// A spec of one layer with one head.
 fn one_head(head_dim: usize) -> crate::spec::Spec {
     serde_json::from_value(serde_json::json!({
@@ -322,7 +335,7 @@ fn one_head(head_dim: usize) -> crate::spec::Spec {
 
 /// Attention of `n` queries from position `first`, `together` at a time.
 fn attend(
-    (kernels, cache_type, scoring): (Kernels, CacheType, Scoring),
+    (kernels, cache_type, scoring): (Kernels, CacheType, Scoring<'_>),
     head_dim: usize,
     first: usize,
     n: usize,
@@ -348,8 +361,16 @@ fn attention_is_right() {
     let (head_dim, first, n, seed) = (20, 600, 3, 5);
     let (q, kv) = operands(head_dim, first + n, n, seed);
     let plain = Scoring::scaled(SCALE);
+    let (values, buckets) = ([0.3, -1.0, 0.8], [2, 2, 0, 1, 1, 1, 0, 2]);
+    let (strided, fixed) = (sparse(3, SparsePattern::Strided), sparse(30, SparsePattern::Fixed));
     let scorings = [
         plain,
+        Scoring { sink: 1.5, ..plain },
+        Scoring { sink: 90.0, window: 5, ..plain },
+        Scoring { biases: Some(Biases { values: &values, buckets: &buckets, zero: 2, before: 0 }), ..plain },
+        Scoring { sparse: Some(&strided), ..plain },
+        // Whole chunks are not seen.
+        Scoring { sparse: Some(&fixed), sink: 0.1, ..plain },
         Scoring { cap: 2.0, ..plain },
         Scoring { slope: 0.02, ..plain },
         Scoring { slope: 0.02, bf16: true, ..plain },
@@ -390,6 +411,11 @@ fn attention_is_right() {
                 let cap = f64::from(scoring.cap);
                 let capped = if cap > 0.0 { cap * (scaled / cap).tanh() } else { scaled };
                 let slope = f64::from(scoring.slope);
+                let capped = capped
+                    + scoring.biases.map_or(0.0, |b| {
+                        let distance = (first + i + b.zero - j).min(b.buckets.len() - 1);
+                        f64::from(b.values[usize::from(b.buckets[distance])])
+                    });
                 if scoring.bf16 {
                     let round = |x: f64| half::bf16::from_f64(x).to_f64();
                     capped + round(round(slope) * j as f64) * f64::from(SCALE)
@@ -398,10 +424,13 @@ fn attention_is_right() {
                 }
             };
             let seen = (first + i + 1).saturating_sub(scoring.window)..=first + i;
-            let weights: Vec<f64> = seen.clone().map(|j| score(j).exp()).collect();
+            let visible = |&j: &usize| scoring.sparse.is_none_or(|s| s.sees(first + i, j));
+            let seen: Vec<usize> = seen.filter(visible).collect();
+            let weights: Vec<f64> = seen.iter().map(|&j| score(j).exp()).collect();
+            let total = weights.iter().sum::<f64>() + f64::from(scoring.sink).exp();
             for d in 0..head_dim {
-                let sum: f64 = weights.iter().zip(seen.clone()).map(|(w, j)| w * row(j)[head_dim + d]).sum();
-                let exact = sum / weights.iter().sum::<f64>();
+                let sum: f64 = weights.iter().zip(&seen).map(|(w, &j)| w * row(j)[head_dim + d]).sum();
+                let exact = sum / total;
                 let error = (f64::from(found[i * head_dim + d]) - exact).abs();
                 assert!(error < allowed, "{cache_type:?}, {scoring:?}, query {i} dimension {d}: off by {error}");
             }

@@ -1,7 +1,7 @@
 //! Self-attention over the caches of one or several texts.
 
 use super::Buffer;
-use crate::kernels::{Kernels, Scoring};
+use crate::kernels::{Biases, Kernels, Scoring};
 use crate::kv_cache::Part;
 use crate::threads::Pool;
 
@@ -14,10 +14,11 @@ const QUERIES_PER_TASK: usize = 24;
 ///
 /// # Panics
 /// When shapes do not fit together.
-pub fn attention(
+pub fn attention<'a>(
     (kernels, pool): (Kernels, &mut Pool),
     (parts, layer, causal): (&[Part<'_>], usize, bool),
-    (n_heads, n_kv_heads, scoring): (usize, usize, &(dyn Fn(usize) -> Scoring + Sync)),
+    (n_heads, n_kv_heads): (usize, usize),
+    scoring: &(dyn Fn(usize) -> Scoring<'a> + Sync),
     qkv: &Buffer,
     out: &mut Buffer,
 ) {
@@ -48,7 +49,12 @@ pub fn attention(
                 for first in (start..end).step_by(together) {
                     let q = &queries[first * q_stride + head * head_dim..];
                     let mut out = block.rows_mut(first - rows.start..first - rows.start + together);
-                    kernels.attention((q, q_stride), position, scoring(head), cache, &mut out);
+                    let mut scoring = scoring(head);
+                    if let (Some(biases), false) = (scoring.biases, causal) {
+                        let before = part.positions.len() - 1 - (first - part.row);
+                        scoring.biases = Some(Biases { before, ..biases });
+                    }
+                    kernels.attention((q, q_stride), position, scoring, cache, &mut out);
                 }
             }
         }

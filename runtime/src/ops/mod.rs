@@ -6,13 +6,15 @@
 
 mod attention;
 mod embed;
+mod linear_attention;
 mod matmul;
 mod norm;
 mod rotary;
 mod rows;
 
 pub use attention::attention;
-pub use embed::{embed, embed_positions};
+pub use embed::{embed, embed_positions, embed_sinusoids};
+pub use linear_attention::linear_attention;
 pub use matmul::{MatmulScratch, matmul};
 pub use norm::{norm, norm_groups};
 pub use rotary::Rotation;

@@ -27,8 +27,8 @@ pub fn norm(
     });
 }
 
-/// Normalizes, in place, columns `cols` of the first `n_tokens` rows of `x`, `group` of them at a time. Gain and bias are as
-/// long as a group, and serve all of them, or as long as all columns.
+/// Normalizes, in place, columns `cols` of the first `n_tokens` rows of `x`, `group` of them at a time. Gain and bias are
+/// those of `each` column, or serve all groups.
 ///
 /// # Panics
 /// When shapes do not fit together.
@@ -36,11 +36,10 @@ pub fn norm_groups(
     (kernels, pool): (Kernels, &mut Pool),
     (kind, eps, (gain, bias)): (NormKind, f32, (&[f32], &[f32])),
     (x, n_tokens): (&mut Buffer, usize),
-    (cols, group): (Range<usize>, usize),
+    (cols, group, each): (Range<usize>, usize, bool),
 ) {
     let stride = x.stride();
     let rows = rows_per_task(pool, n_tokens);
-    let each = gain.len() >= cols.len();
     pool.run_blocks(x.rows_mut(0..n_tokens), stride, rows, stride, &|rows, _, mut x| {
         for i in 0..rows.len() {
             for (g, group_cols) in x.row_mut(i)[cols.clone()].chunks_exact_mut(group).enumerate() {

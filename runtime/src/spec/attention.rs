@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{NormKind, Rotary, Trained, is_yes, yes};
+use super::{MAX_COUNT, NormKind, Rotary, Trained, is_default, is_yes, yes};
 use serde::{Deserialize, Serialize};
 
 /// Multi-head self-attention.
@@ -39,6 +39,77 @@ pub struct Attention {
     /// Layers that see only the last positions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
+    /// Layers that see blocks of positions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sparse: Option<Sparse>,
+    /// Whether each head has a trained score that no key belongs to and that takes its share of the probabilities (OpenAI 2025,
+    /// gpt-oss, arXiv:2508.10925; Xiao et al. 2023, arXiv:2309.17453).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sinks: bool,
+    /// What queries and keys go through in linear attention (Katharopoulos et al. 2020, arXiv:2006.16236), which makes
+    /// `f(q) S / f(q) z` of the sums `S` of `f(k) v` and `z` of `f(k)`. They are all that is kept of a text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature_map: Option<FeatureMap>,
+}
+
+/// What queries and keys of linear attention go through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FeatureMap {
+    /// `elu(x) + 1`: `x + 1` where positive, `e^x` elsewhere.
+    EluPlusOne,
+}
+
+/// Block-sparse attention (Child et al. 2019, arXiv:1904.10509). Positions are in blocks of `block`; a query sees of those
+/// before it and its own the last `local` blocks, and every `stride`-th.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sparse {
+    /// Positions of a block.
+    pub block: usize,
+    /// The last blocks that are seen whole, the query's own included.
+    pub local: usize,
+    /// Of how many blocks one is seen.
+    pub stride: usize,
+    /// Which one.
+    pub pattern: SparsePattern,
+    /// These layers; all when `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<usize>>,
+}
+
+/// Which blocks are seen from afar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SparsePattern {
+    /// Those that are a multiple of the stride back from the query's.
+    Strided,
+    /// The last of every stride, counted from the start of the text.
+    Fixed,
+}
+
+impl Sparse {
+    /// Whether a query sees a key that is not behind it.
+    pub fn sees(&self, query: usize, key: usize) -> bool {
+        let (query, key) = (query / self.block, key / self.block);
+        let far = match self.pattern {
+            SparsePattern::Strided => query - key,
+            SparsePattern::Fixed => key + 1,
+        };
+        query - key < self.local || far.is_multiple_of(self.stride)
+    }
+
+    pub(super) fn validate(&self, n_layers: usize) -> Result<(), String> {
+        for (name, value) in [("block", self.block), ("local", self.local), ("stride", self.stride)] {
+            if value == 0 || value > MAX_COUNT {
+                return Err(format!("sparse `{name}` is {value}, expected 1 to {MAX_COUNT}"));
+            }
+        }
+        match self.layers.iter().flatten().find(|&&layer| layer >= n_layers) {
+            Some(layer) => Err(format!("sparse attention in layer {layer}, there are {n_layers}")),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Layers that see only the last positions.
@@ -97,6 +168,9 @@ impl Attention {
             clip: None,
             softcap: None,
             window: None,
+            sparse: None,
+            sinks: false,
+            feature_map: None,
         }
     }
 
@@ -108,6 +182,11 @@ impl Attention {
     /// What query-key products of layer `layer` (from 0) are multiplied by.
     pub fn scale_of(&self, layer: usize) -> f32 {
         if self.scale_by_inverse_layer { self.scale / (layer + 1) as f32 } else { self.scale }
+    }
+
+    /// Which blocks layer `layer` sees, if not all.
+    pub fn sparse_of(&self, layer: usize) -> Option<&Sparse> {
+        self.sparse.as_ref().filter(|s| s.layers.as_ref().is_none_or(|layers| layers.contains(&layer)))
     }
 
     /// The window of layer `layer`, if it has one.

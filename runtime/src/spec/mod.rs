@@ -13,12 +13,14 @@
 mod attention;
 mod position;
 mod tensors;
+mod validate;
 
-pub use attention::{Attention, QkNorm, QkNormOver, Window};
-pub use position::{Alibi, Pairs, Position, Rotary, RotaryScaling};
+pub use attention::{Attention, FeatureMap, QkNorm, QkNormOver, Sparse, SparsePattern, Window};
+pub use position::{Alibi, Pairs, Position, RelativeBias, Rotary, RotaryScaling, Sinusoidal};
 pub use tensors::{Role, TensorDecl};
 
 use serde::{Deserialize, Serialize};
+use validate::positive;
 
 /// A transformer of one stack: a decoder, or an encoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +49,9 @@ pub struct Spec {
     pub mlp: Mlp,
     /// How the two halves of a block meet the residual stream.
     pub residual: Residual,
+    /// What both sides of their sums are multiplied by.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub scales: Scales,
     /// Whether there is a normalization between the last block and the head.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub final_norm: bool,
@@ -89,7 +94,7 @@ impl Default for Embedding {
 pub struct Norm {
     /// Which one.
     pub kind: NormKind,
-    /// Added to the variance.
+    /// Added to the variance; the least length in `ScaleNorm`.
     pub eps: f32,
     /// What is trained of it.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -107,6 +112,18 @@ pub enum NormKind {
     LayerNorm,
     /// The mean square alone (Zhang & Sennrich 2019, arXiv:1910.07467).
     RmsNorm,
+    /// `gain * x / max(|x|, eps)` with one gain for all dimensions (Nguyen & Salazar 2019, arXiv:1910.05895).
+    ScaleNorm,
+}
+
+impl NormKind {
+    /// Elements of the gain of a norm over `dim` dimensions.
+    pub fn gain_len(self, dim: usize) -> usize {
+        match self {
+            Self::LayerNorm | Self::RmsNorm => dim,
+            Self::ScaleNorm => 1,
+        }
+    }
 }
 
 /// What is trained of a normalization.
@@ -241,6 +258,27 @@ pub enum Residual {
     FromNorm,
 }
 
+/// What both sides of a block's sums are multiplied by: `x + f(x)` is `stream * x + branch * f(x)`. In a parallel block the
+/// stream is multiplied once.
+///
+/// With norms after the sum, `stream` is the alpha of `DeepNorm` (Wang et al. 2022, arXiv:2203.00555).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scales {
+    /// The residual stream.
+    #[serde(skip_serializing_if = "is_one")]
+    pub stream: f32,
+    /// Attention, or the feed-forward network, with a norm behind it that is not after the sum.
+    #[serde(skip_serializing_if = "is_one")]
+    pub branch: f32,
+}
+
+impl Default for Scales {
+    fn default() -> Self {
+        Self { stream: 1.0, branch: 1.0 }
+    }
+}
+
 /// The output projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -298,16 +336,25 @@ impl PoolingKind {
     }
 }
 
-/// What the output projection's products become: `softcap(products + bias)`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// What the output projection's products become: `softcap((products + bias) * scale)`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Logits {
     /// Whether there is a bias.
     #[serde(skip_serializing_if = "is_default")]
     pub bias: bool,
+    /// What they are multiplied by.
+    #[serde(skip_serializing_if = "is_one")]
+    pub scale: f32,
     /// Logits `x` become `c * tanh(x / c)`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub softcap: Option<f32>,
+}
+
+impl Default for Logits {
+    fn default() -> Self {
+        Self { bias: false, scale: 1.0, softcap: None }
+    }
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -343,122 +390,12 @@ impl Spec {
             // A text that runs at once takes activations for all of it.
             _ if !self.attention.causal => self.context_length,
             Position::Learned => self.context_length,
-            Position::Rotary(_) | Position::Alibi(_) | Position::None => MAX_COUNT,
+            Position::Sinusoidal(_)
+            | Position::Rotary(_)
+            | Position::Alibi(_)
+            | Position::RelativeBias(_)
+            | Position::None => MAX_COUNT,
         }
-    }
-
-    /// Checks that the numbers fit together.
-    ///
-    /// # Errors
-    /// One line that names the field and both values.
-    pub fn validate(&self) -> Result<(), String> {
-        let a = &self.attention;
-        for (name, value) in [
-            ("vocab_size", self.vocab_size),
-            ("n_layers", self.n_layers),
-            ("d_model", self.d_model),
-            ("context_length", self.context_length),
-            ("n_heads", a.n_heads),
-            ("n_kv_heads", a.n_kv_heads),
-            ("head_dim", a.head_dim),
-            ("ffn_dim", self.mlp.ffn_dim),
-        ] {
-            if value == 0 || value > MAX_COUNT {
-                return Err(format!("`{name}` is {value}, expected 1 to {MAX_COUNT}"));
-            }
-        }
-        if !a.n_heads.is_multiple_of(a.n_kv_heads) {
-            return Err(format!("`n_heads` {} is not a multiple of `n_kv_heads` {}", a.n_heads, a.n_kv_heads));
-        }
-        if a.head_dim > MAX_HEAD_DIM {
-            return Err(format!("`head_dim` is {}, at most {MAX_HEAD_DIM} is supported", a.head_dim));
-        }
-        if a.n_heads > MAX_COUNT / a.head_dim {
-            return Err(format!("`n_heads` {} times `head_dim` {} is more than {MAX_COUNT}", a.n_heads, a.head_dim));
-        }
-        match &self.position {
-            Position::Rotary(rotary) => rotary.validate(a.head_dim)?,
-            Position::Alibi(alibi) => positive("alibi `max_bias`", alibi.max_bias)?,
-            Position::Learned | Position::None => {}
-        }
-        if let Some(window) = &a.window {
-            let layers = window.layers.iter().flatten();
-            if window.size == 0 || window.size > MAX_COUNT {
-                return Err(format!("window `size` is {}, expected 1 to {MAX_COUNT}", window.size));
-            }
-            if let Some(layer) = layers.clone().find(|&&layer| layer >= self.n_layers) {
-                return Err(format!("window of layer {layer}, there are {}", self.n_layers));
-            }
-            match (&window.rotary, &self.position) {
-                (Some(rotary), Position::Rotary(_)) => rotary.validate(a.head_dim)?,
-                (Some(_), _) => return Err("a window with `rotary`, other layers have none".into()),
-                (None, _) => {}
-            }
-        }
-        if let Some(e) = &self.mlp.experts {
-            for (name, value) in [
-                ("experts `count`", e.count),
-                ("experts `ffn_dim`", e.ffn_dim),
-                ("`shared_dim`", e.shared_dim.unwrap_or(1)),
-            ] {
-                if value == 0 || value > MAX_COUNT {
-                    return Err(format!("{name} is {value}, expected 1 to {MAX_COUNT}"));
-                }
-            }
-            if e.used == 0 || e.used > e.count {
-                return Err(format!("experts `used` is {}, there are {}", e.used, e.count));
-            }
-            if self.residual != Residual::Sequential || self.norm.place != Place::Before {
-                return Err("experts in a block that is not sequential with norms before".into());
-            }
-        }
-        self.validate_output()?;
-        if let Some(dim) = self.embedding.dim
-            && (dim == 0 || dim > MAX_COUNT)
-        {
-            return Err(format!("embedding `dim` is {dim}, expected 1 to {MAX_COUNT}"));
-        }
-        if self.residual != Residual::Sequential && self.norm.place != Place::Before {
-            let (residual, place) = (self.residual, self.norm.place);
-            return Err(format!("residual {residual:?} with norms in place {place:?}, expected Before"));
-        }
-        for (name, value) in [
-            ("norm eps", Some(self.norm.eps)),
-            ("attention scale", Some(a.scale)),
-            ("embedding `scale`", Some(self.embedding.scale)),
-            ("attention `clip`", a.clip),
-            ("attention `softcap`", a.softcap),
-            ("logits `softcap`", self.logits.softcap),
-            ("query and key norm eps", a.qk_norm.as_ref().map(|n| n.eps)),
-        ] {
-            value.map_or(Ok(()), |value| positive(name, value))?;
-        }
-        if let Some(id) = self.eos_ids.iter().find(|&&id| id as usize >= self.vocab_size) {
-            return Err(format!("end-of-text id {id} is outside the vocabulary of {}", self.vocab_size));
-        }
-        Ok(())
-    }
-
-    /// Checks that what comes out fits what is inside.
-    fn validate_output(&self) -> Result<(), String> {
-        if !self.attention.causal {
-            let alibi = matches!(self.position, Position::Alibi(_));
-            for (name, there) in
-                [("a window", self.attention.window.is_some()), ("ALiBi", alibi), ("a head", self.head != Head::None)]
-            {
-                if there {
-                    return Err(format!("attention that is not causal, with {name}, expected none"));
-                }
-            }
-        }
-        if self.head == Head::None && self.logits != Logits::default() {
-            return Err(format!("logits {:?} without a head", self.logits));
-        }
-        if let Some(most) = self.pooling.max_tokens.filter(|&n| n == 0 || n > self.context_length) {
-            let context = self.context_length;
-            return Err(format!("pooling `max_tokens` is {most}, expected 1 to `context_length` {context}"));
-        }
-        Ok(())
     }
 }
 
@@ -467,15 +404,10 @@ impl Norm {
     pub fn new(kind: NormKind, eps: f32) -> Self {
         let trained = match kind {
             NormKind::LayerNorm => Trained::GainAndBias,
-            NormKind::RmsNorm => Trained::Gain,
+            NormKind::RmsNorm | NormKind::ScaleNorm => Trained::Gain,
         };
         Self { kind, eps, trained, place: Place::Before }
     }
-}
-
-fn positive(name: &str, value: f32) -> Result<(), String> {
-    let good = value.is_finite() && value > 0.0;
-    if good { Ok(()) } else { Err(format!("{name} is {value}, expected a positive number")) }
 }
 
 #[cfg(test)]
@@ -499,6 +431,7 @@ pub(crate) mod tests {
             logits: Logits::default(),
             pooling: Pooling::default(),
             residual: Residual::Sequential,
+            scales: Scales::default(),
             head: Head::Untied,
             eos_ids: vec![0],
         }
@@ -514,30 +447,12 @@ pub(crate) mod tests {
         }
     }
 
-    type Change = fn(&mut Spec);
-
     #[test]
-    fn rejects_numbers_that_do_not_fit_together() {
-        let cases: [(&str, Change); 12] = [
-            ("`n_layers` is 0", |s| s.n_layers = 0),
-            ("`vocab_size` is 18446744073709551615", |s| s.vocab_size = usize::MAX),
-            ("`n_heads` 3 is not a multiple of `n_kv_heads` 2", |s| s.attention.n_kv_heads = 2),
-            ("`head_dim` is 1024, at most 512", |s| s.attention.head_dim = 1024),
-            ("rotary `dims` is 3", |s| s.position = Position::Rotary(Rotary::new(3, 1e4))),
-            ("rotary `theta` is NaN", |s| s.position = Position::Rotary(Rotary::new(4, f32::NAN))),
-            ("norm eps is -1", |s| s.norm.eps = -1.0),
-            ("attention scale is inf", |s| s.attention.scale = f32::INFINITY),
-            ("attention that is not causal, with a head", |s| s.attention.causal = false),
-            ("softcap: Some(3.0) } without a head", |s| (s.head, s.logits.softcap) = (Head::None, Some(3.0))),
-            ("pooling `max_tokens` is 41, expected 1 to `context_length` 40", |s| s.pooling.max_tokens = Some(41)),
-            ("end-of-text id 50 is outside the vocabulary of 50", |s| s.eos_ids = vec![0, 50]),
-        ];
-        for (expected, change) in cases {
-            let mut spec = small();
-            change(&mut spec);
-            let message = spec.validate().unwrap_err();
-            assert!(message.contains(expected), "{message} should contain {expected}");
+    fn parts_that_are_not_there_are_not_written() {
+        let json = serde_json::to_string(&small()).unwrap();
+        // Runtimes of before do not know them.
+        for field in ["scales", "sparse", "sinks", "feature_map", "logits", "window"] {
+            assert!(!json.contains(field), "{field} in {json}");
         }
-        small().validate().unwrap();
     }
 }

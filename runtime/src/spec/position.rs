@@ -11,12 +11,100 @@ use serde::{Deserialize, Serialize};
 pub enum Position {
     /// A trained vector per position, added to the token's embedding.
     Learned,
+    /// Sines and cosines of the position, added to the token's embedding (Vaswani et al. 2017, arXiv:1706.03762).
+    Sinusoidal(Sinusoidal),
     /// Rotation of query and key pairs (Su et al. 2021, arXiv:2104.09864).
     Rotary(Rotary),
     /// Scores fall with the distance, by head (Press et al. 2021, arXiv:2108.12409).
     Alibi(Alibi),
+    /// A trained bias of scores for each head and range of distances, the same in all layers (Raffel et al. 2019,
+    /// arXiv:1910.10683).
+    RelativeBias(RelativeBias),
     /// Not at all.
     None,
+}
+
+/// Sines and cosines of `(position + offset) * frequency`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sinusoidal {
+    /// Interleaved as in the paper: dimensions `2i` and `2i + 1` are sine and cosine of frequency `10000^(-2i / d_model)`. In
+    /// halves as in tensor2tensor and fairseq: all `n = d_model / 2` sines, then the cosines, of `10000^(-i / (n - 1))`.
+    pub pairs: Pairs,
+    /// The first token's position (2 in fairseq).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub offset: usize,
+}
+
+impl Sinusoidal {
+    /// How far pair `i` of `n` turns from one position to the next.
+    pub fn frequency(&self, i: usize, n: usize) -> f64 {
+        let divisor = match self.pairs {
+            Pairs::Halves => n - 1,
+            Pairs::Interleaved => n,
+        };
+        // `libm`, because the system's functions differ between systems in the last digit.
+        libm::pow(10_000.0, -(i as f64) / divisor as f64)
+    }
+
+    pub(super) fn validate(&self, d_model: usize) -> Result<(), String> {
+        if d_model < 4 || !d_model.is_multiple_of(2) {
+            return Err(format!("sinusoidal positions of `d_model` {d_model}, expected an even number from 4 on"));
+        }
+        match self.offset {
+            offset if offset > MAX_COUNT => Err(format!("sinusoidal `offset` is {offset}, expected 0 to {MAX_COUNT}")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Distances in buckets. Half of them hold a distance each, the others ranges that grow by a factor, up to `max_distance`; the
+/// last holds everything further. Where attention is not causal, half of the buckets are for keys behind the query.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RelativeBias {
+    /// How many buckets.
+    pub buckets: usize,
+    /// Distances from here on share a bucket.
+    pub max_distance: usize,
+}
+
+impl RelativeBias {
+    /// The bucket of a key so many positions before its query, which is negative behind it.
+    pub fn bucket(&self, distance: isize, causal: bool) -> usize {
+        let n = if causal { self.buckets } else { self.buckets / 2 };
+        let behind = if !causal && distance < 0 { n } else { 0 };
+        let distance = if causal { distance.max(0) as usize } else { distance.unsigned_abs() };
+        let exact = n / 2;
+        if distance < exact {
+            return behind + distance;
+        }
+        // In f32 and in this order, as the reference computes it.
+        let part =
+            libm::logf(distance as f32 / exact as f32) / libm::log(self.max_distance as f64 / exact as f64) as f32;
+        behind + (exact + (part * (n - exact) as f32) as usize).min(n - 1)
+    }
+
+    /// The buckets of all distances that differ, from the least on, and where distance 0 is among them.
+    pub fn table(&self, causal: bool) -> (Vec<u16>, usize) {
+        let zero = if causal { 0 } else { self.max_distance };
+        let bucket = |i: usize| self.bucket(i as isize - zero as isize, causal) as u16;
+        ((0..=zero + self.max_distance).map(bucket).collect(), zero)
+    }
+
+    pub(super) fn validate(&self, causal: bool) -> Result<(), String> {
+        const MOST: usize = 1 << 15;
+        let least = if causal { 2 } else { 4 };
+        if self.buckets < least || self.buckets > MOST || !self.buckets.is_multiple_of(least) {
+            return Err(format!("relative `buckets` is {}, expected a multiple of {least} up to {MOST}", self.buckets));
+        }
+        let exact = self.buckets / least;
+        if self.max_distance <= exact || self.max_distance > MOST {
+            let found = self.max_distance;
+            return Err(format!("relative `max_distance` is {found}, expected more than {exact} up to {MOST}"));
+        }
+        Ok(())
+    }
 }
 
 /// Rotary position embedding of the first `dims` dimensions of each head: pair `i` turns by `position * theta^(-2i / exponent)`.
@@ -148,5 +236,25 @@ impl Rotary {
             return Err(format!("rotary `original` is {original}, expected 1 to {MAX_COUNT}"));
         }
         others.into_iter().try_for_each(|(name, value)| positive(name, value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The reference is `T5Attention._relative_position_bucket` of transformers, with 32 buckets and a distance of 128.
+    #[test]
+    fn distances_fall_into_the_buckets_of_the_reference() {
+        let bias = RelativeBias { buckets: 32, max_distance: 128 };
+        let distances = [0, 1, 7, 8, 11, 12, 15, 16, 22, 23, 31, 32, 45, 46, 63, 64, 90, 91, 127, 128, 5000];
+        let causal = [0, 1, 7, 8, 11, 12, 15, 16, 18, 18, 21, 21, 23, 24, 26, 26, 29, 29, 31, 31, 31];
+        let both = [0, 1, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15, 15, 15];
+        assert_eq!(distances.map(|d| bias.bucket(d, true)), causal);
+        assert_eq!(distances.map(|d| bias.bucket(d, false)), both);
+        assert_eq!(distances.map(|d| bias.bucket(-d, false))[1..], both.map(|b| b + 16)[1..]);
+        assert_eq!(bias.bucket(-3, true), 0);
+        let (table, zero) = bias.table(false);
+        assert_eq!((table.len(), zero, table[zero], table[zero - 1], table[zero + 1]), (257, 128, 0, 17, 1));
     }
 }

@@ -2,14 +2,14 @@
 //!
 //! The order is the order of execution, which is also the order in the file.
 
-use super::{Head, Position, QkNormOver, Residual, Spec, Trained};
+use super::{Head, NormKind, Position, QkNormOver, Residual, Spec, Trained};
 
 /// What a tensor is for; decides how it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// A table from which single rows are read; when the head is tied it is also a projection.
     Embedding,
-    /// A table of positions; single rows are read.
+    /// A table by position or distance; its values are used as they are.
     Positions,
     /// A weight matrix `[out, in]`.
     Projection,
@@ -57,31 +57,37 @@ impl Spec {
         }
         match self.position {
             Position::Learned => list.add("embed.positions", &[self.context_length, d], Role::Positions),
-            Position::Rotary(_) | Position::Alibi(_) | Position::None => {}
+            Position::RelativeBias(ref bias) => {
+                list.add("relative_bias", &[bias.buckets, self.attention.n_heads], Role::Positions);
+            }
+            Position::Sinusoidal(_) | Position::Rotary(_) | Position::Alibi(_) | Position::None => {}
         }
-        let trained = self.norm.trained;
+        let (kind, trained) = (self.norm.kind, self.norm.trained);
         if self.embedding.norm {
-            list.norm("embed.norm", d, trained);
+            list.norm("embed.norm", (kind, d), trained);
         }
         let (a, m, place) = (&self.attention, &self.mlp, self.norm.place);
         for i in 0..self.n_layers {
             let name = |part: &str| format!("layers.{i}.{part}");
             if place.before() {
-                list.norm(&name("attn_norm"), d, trained);
+                list.norm(&name("attn_norm"), (kind, d), trained);
             }
             list.linear(&name("attn.qkv"), [a.qkv_rows(), d], a.qkv_bias);
             if let Some(norm) = &a.qk_norm {
                 for (part, n_heads) in [("attn.q_norm", a.n_heads), ("attn.k_norm", a.n_kv_heads)] {
                     let heads = if norm.over == QkNormOver::Head { 1 } else { n_heads };
-                    list.norm(&name(part), heads * a.head_dim, norm.trained);
+                    list.norm(&name(part), (norm.kind, heads * a.head_dim), norm.trained);
                 }
+            }
+            if a.sinks {
+                list.add(&name("attn.sinks"), &[a.n_heads], Role::Vector);
             }
             list.linear(&name("attn.out"), [d, a.n_heads * a.head_dim], a.out_bias);
             if place.behind() {
-                list.norm(&name("attn_post_norm"), d, trained);
+                list.norm(&name("attn_post_norm"), (kind, d), trained);
             }
             if place.before() && self.residual != Residual::ParallelOneNorm {
-                list.norm(&name("mlp_norm"), d, trained);
+                list.norm(&name("mlp_norm"), (kind, d), trained);
             }
             let mlp = |list: &mut List, part: &str, ffn_dim: usize| {
                 if m.gated {
@@ -103,11 +109,11 @@ impl Spec {
                 mlp(&mut list, "mlp", m.ffn_dim);
             }
             if place.behind() {
-                list.norm(&name("mlp_post_norm"), d, trained);
+                list.norm(&name("mlp_post_norm"), (kind, d), trained);
             }
         }
         if self.final_norm {
-            list.norm("final_norm", d, trained);
+            list.norm("final_norm", (kind, d), trained);
         }
         if e != d && self.head != Head::None {
             list.add("head.project.weight", &[e, d], Role::Projection);
@@ -137,9 +143,9 @@ impl List {
         }
     }
 
-    fn norm(&mut self, name: &str, dim: usize, trained: Trained) {
+    fn norm(&mut self, name: &str, (kind, dim): (NormKind, usize), trained: Trained) {
         if trained != Trained::Nothing {
-            self.add(&format!("{name}.weight"), &[dim], Role::Vector);
+            self.add(&format!("{name}.weight"), &[kind.gain_len(dim)], Role::Vector);
         }
         if trained == Trained::GainAndBias {
             self.add(&format!("{name}.bias"), &[dim], Role::Vector);

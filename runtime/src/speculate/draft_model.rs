@@ -34,7 +34,7 @@ impl DraftModel {
     /// it; from where on that is. At least the last token is to be run, because its logits are wanted.
     fn follow(&mut self) -> usize {
         let right = self.cached.iter().zip(&self.text).take_while(|(a, b)| a == b).count();
-        let right = right.min(self.text.len().saturating_sub(1));
+        let right = self.session.resume_point(right.min(self.text.len().saturating_sub(1)));
         self.session.rewind(right);
         self.cached.truncate(right);
         self.cached.extend_from_slice(&self.text[right..]);

@@ -173,7 +173,7 @@ impl Steps {
                 break;
             }
         }
-        session.rewind((start + n_new + right).min(text.len().saturating_sub(1)));
+        session.rewind(session.resume_point((start + n_new + right).min(text.len().saturating_sub(1))));
         if n_new == 1 {
             self.statistics.steps += 1;
             self.statistics.guessed += n_run;

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod models;
+pub(crate) mod reference;
+
 use tidbit_runtime::format::header::{self, sha256_hex};
 use tidbit_runtime::format::{Provenance, Stored, TensorRecord};
 use tidbit_runtime::quant::QuantType;

@@ -36,7 +36,10 @@ const LAYERS: Values = Values::Like("list of layers, counted from 0");
 
 const ROTARY: (&str, &[&str]) = ("pos_type", &["rotary"]);
 const ALIBI: (&str, &[&str]) = ("pos_type", &["alibi"]);
+const SINUSOIDAL: (&str, &[&str]) = ("pos_type", &["sinusoidal"]);
+const RELATIVE: (&str, &[&str]) = ("pos_type", &["relative_bias"]);
 const WINDOW: (&str, &[&str]) = ("attention_type", &["window", "alternating"]);
+const SPARSE: (&str, &[&str]) = ("attention_type", &["sparse"]);
 const QK_NORM: (&str, &[&str]) = ("qk_norm", &["per_head", "per_head_gain", "all_heads"]);
 const MOE: (&str, &[&str]) = ("ffn_type", &["moe"]);
 const HEAD: (&str, &[&str]) = ("head_type", &["tied", "untied"]);
@@ -74,14 +77,25 @@ pub(super) const KEYS: &[Key] = &[
     key("rope_scaling", Values::Like("mapping as in `config.json`"), "none", "`type` is linear, dynamic, llama3 or yarn, with `factor`, `original_max_position_embeddings` and the numbers of that type").with(&[ROTARY]),
     key("alibi_max_bias", NUMBER, "8", "exponent of the steepest slope").with(&[ALIBI]),
     key("alibi_bf16", FLAG, "false", "slopes and their products rounded to bf16, as Falcon has them").with(&[ALIBI]),
+    key("sinusoidal_pairs", Values::OneOf(|| kinds::names(kinds::PAIRS)), "interleaved", "sine and cosine side by side, as in the paper, or all sines first, as in fairseq").with(&[SINUSOIDAL]),
+    key("sinusoidal_offset", SIZE, "0", "position of the first token (2 in fairseq)").with(&[SINUSOIDAL]),
+    key("relative_buckets", SIZE, "32", "ranges of distances, each with a bias for every head").with(&[RELATIVE]),
+    key("relative_max_distance", SIZE, "128", "distances from here on share a bias").with(&[RELATIVE]),
     key("norm_type", Values::OneOf(|| kinds::names(kinds::NORMS)), "required", "which normalization"),
-    key("norm_eps", NUMBER, "1e-5", "added to the variance"),
+    key("norm_eps", NUMBER, "1e-5", "added to the variance; the least length with scalenorm"),
     key("norm_gain", FLAG, "true", "whether norms have a gain (`weight`)"),
     key("norm_bias", FLAG, "true with layernorm, else false", "whether norms have a bias"),
     key("norm_placement", Values::OneOf(|| kinds::names(kinds::PLACES)), "pre", "`x + f(norm(x))` (pre), `norm(x + f(x))` (post), `x + norm(f(x))` (branch), `x + norm2(f(norm1(x)))` (sandwich)"),
     key("final_norm", FLAG, "true unless post", "a norm between the last block and the head"),
     key("residual_type", Values::OneOf(|| kinds::names(kinds::RESIDUALS)), "sequential", "attention and network one after the other, side by side with a norm each, side by side behind one norm, or sequential with `h = norm(x); x = h + f(h)`"),
-    key("attention_type", Values::OneOf(|| kinds::names(kinds::ATTENTIONS)), "full", "what a token sees: all before it, the last `window`, the last `window` in some layers, or its whole text"),
+    key("residual_scale", NUMBER, "1", "what the residual stream is multiplied by in every sum; the alpha of DeepNorm with `norm_placement` post"),
+    key("branch_scale", NUMBER, "1", "what is added to it is multiplied by this"),
+    key("attention_type", Values::OneOf(|| kinds::names(kinds::ATTENTIONS)), "full", "what a token sees: all before it, the last `window`, the last `window` in some layers, blocks of positions (sparse), all before it by sums of constant size (linear, with elu + 1), or its whole text"),
+    key("sparse_block", SIZE, "required", "positions of a block").with(&[SPARSE]),
+    key("sparse_local", SIZE, "1", "the last blocks that are seen whole, the query's own included").with(&[SPARSE]),
+    key("sparse_stride", SIZE, "required", "of how many blocks one is seen from afar").with(&[SPARSE]),
+    key("sparse_pattern", Values::OneOf(|| kinds::names(kinds::PATTERNS)), "strided", "every `sparse_stride`-th block back from the query's, or the last of every `sparse_stride` from the start of the text").with(&[SPARSE]),
+    key("sparse_layers", LAYERS, "all", "the layers with blocks").with(&[SPARSE]),
     key("window", SIZE, "required", "positions that a query sees, its own included").with(&[WINDOW]),
     key("window_layers", LAYERS, "0, 2, 4, …", "the layers with a window").with(&[("attention_type", &["alternating"])]),
     key("window_rope_theta", NUMBER, "`rope_theta`", "base in layers with a window").with(&[WINDOW, ROTARY]),
@@ -94,9 +108,10 @@ pub(super) const KEYS: &[Key] = &[
     key("attention_scale", NUMBER, "1 / sqrt(`head_dim`)", "what products of queries and keys are multiplied by"),
     key("attention_scale_by_inverse_layer", FLAG, "false", "also divided by the layer, counted from 1"),
     key("attention_softcap", NUMBER, "none", "scores `s` become `c * tanh(s / c)`"),
+    key("attention_sinks", FLAG, "false", "a trained score for each head that takes its share of the probabilities and has no value"),
     key("qkv_clip", NUMBER, "none", "queries, keys and values are clamped to plus and minus this"),
     key("qk_norm", Values::OneOf(|| kinds::names(kinds::QK_NORMS)), "none", "a norm of queries and keys before they turn: of each head (one gain for all, or one each), or of all heads together"),
-    key("qk_norm_type", Values::OneOf(|| kinds::names(kinds::NORMS)), "`norm_type`", "which").with(&[QK_NORM]),
+    key("qk_norm_type", Values::OneOf(|| kinds::names(kinds::HEAD_NORMS)), "`norm_type`", "which").with(&[QK_NORM]),
     key("qk_norm_eps", NUMBER, "`norm_eps`", "added to its variance").with(&[QK_NORM]),
     key("qk_norm_gain", FLAG, "true", "whether it has a gain").with(&[QK_NORM]),
     key("qk_norm_bias", FLAG, "true with layernorm, else false", "whether it has a bias").with(&[QK_NORM]),
@@ -113,6 +128,7 @@ pub(super) const KEYS: &[Key] = &[
     key("moe_layers", LAYERS, "all", "the layers with experts").with(&[MOE]),
     key("head_type", Values::OneOf(|| kinds::names(kinds::HEADS)), "tied", "whether the embedding is the output projection; none (always with bidirectional attention) is an encoder"),
     key("head_bias", FLAG, "false", "bias of the logits").with(&[HEAD]),
+    key("logit_scale", NUMBER, "1", "what logits are multiplied by").with(&[HEAD]),
     key("logit_softcap", NUMBER, "none", "logits `x` become `c * tanh(x / c)`").with(&[HEAD]),
     key("pooling", Values::OneOf(|| kinds::names(kinds::POOLINGS)), "mean", "which hidden states make a text's embedding (`tidbit embed`)"),
     key("pooling_normalize", FLAG, "false", "whether it is divided by its length"),

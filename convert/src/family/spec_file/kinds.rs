@@ -4,7 +4,8 @@ use super::{Sizes, rotary};
 use crate::config::Config;
 use crate::error::ConvertError;
 use tidbit_runtime::spec::{
-    Activation, Alibi, Head, NormKind, Pairs, Place, PoolingKind, Position, QkNormOver, Residual,
+    Activation, Alibi, Head, NormKind, Pairs, Place, PoolingKind, Position, QkNormOver, RelativeBias, Residual,
+    Sinusoidal, SparsePattern,
 };
 
 /// Names and what they stand for.
@@ -12,17 +13,31 @@ pub(super) type Kinds<T> = &'static [(&'static str, T)];
 
 pub(super) const POSITIONS: Kinds<fn(&Config, &Sizes) -> Result<Position, ConvertError>> = &[
     ("learned", |_, _| Ok(Position::Learned)),
+    ("sinusoidal", |config, _| {
+        let pairs = kind(config, "sinusoidal_pairs", PAIRS)?.unwrap_or(Pairs::Interleaved);
+        let offset = config.size(&["sinusoidal_offset"])?.unwrap_or(0);
+        Ok(Position::Sinusoidal(Sinusoidal { pairs, offset }))
+    }),
     ("rotary", |config, sizes| Ok(Position::Rotary(rotary(config, sizes, None)?))),
     ("alibi", |config, _| {
         let max_bias = config.positive(&["alibi_max_bias"])?.unwrap_or(8.0) as f32;
         Ok(Position::Alibi(Alibi { max_bias, bf16: config.bool("alibi_bf16", false)? }))
+    }),
+    ("relative_bias", |config, _| {
+        let buckets = config.size(&["relative_buckets"])?.unwrap_or(32);
+        let max_distance = config.size(&["relative_max_distance"])?.unwrap_or(128);
+        Ok(Position::RelativeBias(RelativeBias { buckets, max_distance }))
     }),
     ("none", |_, _| Ok(Position::None)),
 ];
 
 pub(super) const PAIRS: Kinds<Pairs> = &[("half", Pairs::Halves), ("interleaved", Pairs::Interleaved)];
 
-pub(super) const NORMS: Kinds<NormKind> = &[("layernorm", NormKind::LayerNorm), ("rmsnorm", NormKind::RmsNorm)];
+pub(super) const NORMS: Kinds<NormKind> =
+    &[("layernorm", NormKind::LayerNorm), ("rmsnorm", NormKind::RmsNorm), ("scalenorm", NormKind::ScaleNorm)];
+
+/// Those of queries and keys.
+pub(super) const HEAD_NORMS: Kinds<NormKind> = &[("layernorm", NormKind::LayerNorm), ("rmsnorm", NormKind::RmsNorm)];
 
 pub(super) const PLACES: Kinds<Place> =
     &[("pre", Place::Before), ("post", Place::After), ("branch", Place::Branch), ("sandwich", Place::Sandwich)];
@@ -40,6 +55,8 @@ pub(super) enum Sees {
     Before,
     Window,
     WindowInSomeLayers,
+    Blocks,
+    Sums,
     All,
 }
 
@@ -47,8 +64,13 @@ pub(super) const ATTENTIONS: Kinds<Sees> = &[
     ("full", Sees::Before),
     ("window", Sees::Window),
     ("alternating", Sees::WindowInSomeLayers),
+    ("sparse", Sees::Blocks),
+    ("linear", Sees::Sums),
     ("bidirectional", Sees::All),
 ];
+
+pub(super) const PATTERNS: Kinds<SparsePattern> =
+    &[("strided", SparsePattern::Strided), ("fixed", SparsePattern::Fixed)];
 
 pub(super) const QK_NORMS: Kinds<Option<QkNormOver>> = &[
     ("none", None),

@@ -24,8 +24,8 @@ use crate::config::{Config, Leftover};
 use crate::error::ConvertError;
 use kinds::{Network, Sees, kind, required};
 use tidbit_runtime::spec::{
-    Attention, Embedding, Experts, Head, Logits, Mlp, Norm, NormKind, Place, Pooling, Position, QkNorm, Residual,
-    Rotary, Spec, Trained, Window,
+    Attention, Embedding, Experts, FeatureMap, Head, Logits, Mlp, Norm, NormKind, Place, Pooling, Position, QkNorm,
+    Residual, Rotary, Scales, Sparse, SparsePattern, Spec, Trained, Window,
 };
 
 /// The names of the model file, as PyTorch's modules would have them too.
@@ -91,9 +91,11 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
     let norm = norm(config)?;
     let position = required(config, "pos_type", kinds::POSITIONS)?(config, &sizes)?;
     let sees = kind(config, "attention_type", kinds::ATTENTIONS)?.unwrap_or(Sees::Before);
+    // Sums have no scores to be scaled.
+    let scale = if sees == Sees::Sums { 1.0 } else { 1.0 / (sizes.head_dim as f32).sqrt() };
     let attention = Attention {
         causal: sees != Sees::All,
-        scale: number(config, "attention_scale")?.unwrap_or(1.0 / (sizes.head_dim as f32).sqrt()),
+        scale: number(config, "attention_scale")?.unwrap_or(scale),
         scale_by_inverse_layer: config.bool("attention_scale_by_inverse_layer", false)?,
         qkv_bias: config.bool("qkv_bias", bias)?,
         out_bias: config.bool("attn_out_bias", bias)?,
@@ -101,6 +103,9 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
         clip: number(config, "qkv_clip")?,
         softcap: number(config, "attention_softcap")?,
         window: window(config, sees, &position, &sizes)?,
+        sparse: if sees == Sees::Blocks { Some(sparse(config, &sizes)?) } else { None },
+        sinks: config.bool("attention_sinks", false)?,
+        feature_map: (sees == Sees::Sums).then_some(FeatureMap::EluPlusOne),
         ..Attention::new(n_heads, config.size(&["n_kv_heads"])?.unwrap_or(n_heads), sizes.head_dim)
     };
     let mlp = mlp(config, bias, &sizes)?;
@@ -110,7 +115,11 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
     let logits = if head == Head::None {
         Logits::default()
     } else {
-        Logits { bias: config.bool("head_bias", false)?, softcap: number(config, "logit_softcap")? }
+        Logits {
+            bias: config.bool("head_bias", false)?,
+            scale: number(config, "logit_scale")?.unwrap_or(1.0),
+            softcap: number(config, "logit_softcap")?,
+        }
     };
     let spec = Spec {
         family: config.text("name")?.unwrap_or_else(|| NAME.into()),
@@ -129,6 +138,10 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
         attention,
         mlp,
         residual,
+        scales: Scales {
+            stream: number(config, "residual_scale")?.unwrap_or(1.0),
+            branch: number(config, "branch_scale")?.unwrap_or(1.0),
+        },
         head,
         logits,
         pooling: Pooling {
@@ -205,7 +218,7 @@ fn trained(config: &Config, norm: NormKind, [gain, bias]: [&str; 2]) -> Result<T
 
 fn qk_norm(config: &Config, norm: &Norm) -> Result<Option<QkNorm>, ConvertError> {
     let Some(over) = kind(config, "qk_norm", kinds::QK_NORMS)?.flatten() else { return Ok(None) };
-    let norm_kind = kind(config, "qk_norm_type", kinds::NORMS)?.unwrap_or(norm.kind);
+    let norm_kind = kind(config, "qk_norm_type", kinds::HEAD_NORMS)?.unwrap_or(norm.kind);
     let eps = number(config, "qk_norm_eps")?.unwrap_or(norm.eps);
     Ok(Some(QkNorm {
         kind: norm_kind,
@@ -251,7 +264,7 @@ fn rotary(config: &Config, sizes: &Sizes, outside: Option<&Rotary>) -> Result<Ro
 
 fn window(config: &Config, sees: Sees, position: &Position, sizes: &Sizes) -> Result<Option<Window>, ConvertError> {
     let layers = match sees {
-        Sees::Before | Sees::All => return Ok(None),
+        Sees::Before | Sees::Blocks | Sees::Sums | Sees::All => return Ok(None),
         Sees::Window => None,
         Sees::WindowInSomeLayers if config.has("window_layers") => {
             Some(layers(config, "window_layers", sizes.n_layers)?)
@@ -264,6 +277,17 @@ fn window(config: &Config, sees: Sees, position: &Position, sizes: &Sizes) -> Re
         _ => None,
     };
     Ok(Some(Window { size: config.required_size(&["window"])?, layers, rotary }))
+}
+
+fn sparse(config: &Config, sizes: &Sizes) -> Result<Sparse, ConvertError> {
+    let some = config.has("sparse_layers");
+    Ok(Sparse {
+        block: config.required_size(&["sparse_block"])?,
+        local: config.size(&["sparse_local"])?.unwrap_or(1),
+        stride: config.required_size(&["sparse_stride"])?,
+        pattern: kind(config, "sparse_pattern", kinds::PATTERNS)?.unwrap_or(SparsePattern::Strided),
+        layers: if some { Some(layers(config, "sparse_layers", sizes.n_layers)?) } else { None },
+    })
 }
 
 /// A list of layers, in order and each once.

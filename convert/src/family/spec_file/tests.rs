@@ -5,7 +5,9 @@ use super::keys::{KEYS, Values};
 use super::*;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use tidbit_runtime::spec::{Activation, Alibi, Pairs, PoolingKind, QkNormOver, RotaryScaling, TensorDecl};
+use tidbit_runtime::spec::{
+    Activation, Alibi, Pairs, PoolingKind, QkNormOver, RelativeBias, RotaryScaling, Sinusoidal, TensorDecl,
+};
 
 /// The keys that must be there.
 const BASE: &[(&str, &str)] = &[
@@ -48,6 +50,7 @@ fn the_shortest_file_has_the_documented_defaults() {
         attention: Attention::new(3, 3, 8),
         mlp: Mlp { ffn_dim: 96, activation: Activation::GeluErf, bias: false, gated: false, experts: None },
         residual: Residual::Sequential,
+        scales: Scales::default(),
         final_norm: true,
         head: Head::Tied,
         logits: Logits::default(),
@@ -73,11 +76,16 @@ fn qk(spec: &Spec) -> &QkNorm {
     spec.attention.qk_norm.as_ref().unwrap()
 }
 
+fn sparse(spec: &Spec) -> &Sparse {
+    spec.attention.sparse.as_ref().unwrap()
+}
+
 fn moe(spec: &Spec) -> &Experts {
     spec.mlp.experts.as_ref().unwrap()
 }
 
 const ALTERNATING: &[(&str, &str)] = &[("attention_type", "alternating"), ("window", "8")];
+const SPARSE: &[(&str, &str)] = &[("attention_type", "sparse"), ("sparse_block", "4"), ("sparse_stride", "3")];
 const QK: &[(&str, &str)] = &[("qk_norm", "per_head")];
 
 const CASES: &[Case] = &[
@@ -97,6 +105,24 @@ const CASES: &[Case] = &[
     ("pos_type", &[], "learned", |s| s.position == Position::Learned),
     ("pos_type", &[], "none", |s| s.position == Position::None),
     ("pos_type", &[], "alibi", |s| s.position == Position::Alibi(Alibi { max_bias: 8.0, bf16: false })),
+    ("pos_type", &[], "sinusoidal", |s| {
+        s.position == Position::Sinusoidal(Sinusoidal { pairs: Pairs::Interleaved, offset: 0 })
+    }),
+    ("pos_type", &[], "relative_bias", |s| {
+        s.position == Position::RelativeBias(RelativeBias { buckets: 32, max_distance: 128 })
+    }),
+    ("sinusoidal_pairs", &[("pos_type", "sinusoidal")], "half", |s| {
+        s.position == Position::Sinusoidal(Sinusoidal { pairs: Pairs::Halves, offset: 0 })
+    }),
+    ("sinusoidal_offset", &[("pos_type", "sinusoidal")], "2", |s| {
+        s.position == Position::Sinusoidal(Sinusoidal { pairs: Pairs::Interleaved, offset: 2 })
+    }),
+    ("relative_buckets", &[("pos_type", "relative_bias")], "16", |s| {
+        s.position == Position::RelativeBias(RelativeBias { buckets: 16, max_distance: 128 })
+    }),
+    ("relative_max_distance", &[("pos_type", "relative_bias")], "64", |s| {
+        s.position == Position::RelativeBias(RelativeBias { buckets: 32, max_distance: 64 })
+    }),
     ("rope_theta", &[], "5e5", |s| rope(s).theta == 5e5),
     ("rope_dims", &[], "4", |s| rope(s).dims == 4),
     ("rope_pairs", &[], "interleaved", |s| rope(s).pairs == Pairs::Interleaved),
@@ -136,6 +162,7 @@ const CASES: &[Case] = &[
         s.position == Position::Alibi(Alibi { max_bias: 8.0, bf16: true })
     }),
     ("norm_type", &[], "rmsnorm", |s| s.norm == Norm::new(NormKind::RmsNorm, 1e-5)),
+    ("norm_type", &[], "scalenorm", |s| s.norm.kind == NormKind::ScaleNorm && s.norm.trained == Trained::Gain),
     ("norm_eps", &[], "1e-6", |s| s.norm.eps == 1e-6),
     ("norm_gain", &[], "false", |s| s.norm.trained == Trained::Nothing),
     ("norm_bias", &[], "false", |s| s.norm.trained == Trained::Gain),
@@ -146,6 +173,20 @@ const CASES: &[Case] = &[
     ("residual_type", &[], "parallel", |s| s.residual == Residual::Parallel),
     ("residual_type", &[], "parallel_one_norm", |s| s.residual == Residual::ParallelOneNorm),
     ("residual_type", &[], "from_norm", |s| s.residual == Residual::FromNorm),
+    ("residual_scale", &[("norm_placement", "post")], "2.2", |s| s.scales == Scales { stream: 2.2, branch: 1.0 }),
+    ("branch_scale", &[], "0.5", |s| s.scales == Scales { stream: 1.0, branch: 0.5 }),
+    ("attention_type", &[("sparse_block", "4"), ("sparse_stride", "3")], "sparse", |s| {
+        let pattern = SparsePattern::Strided;
+        s.attention.sparse == Some(Sparse { block: 4, local: 1, stride: 3, pattern, layers: None })
+    }),
+    ("attention_type", &[("pos_type", "none")], "linear", |s| {
+        s.attention.feature_map == Some(FeatureMap::EluPlusOne) && s.attention.scale == 1.0
+    }),
+    ("sparse_block", SPARSE, "8", |s| sparse(s).block == 8),
+    ("sparse_local", SPARSE, "2", |s| sparse(s).local == 2),
+    ("sparse_stride", SPARSE, "5", |s| sparse(s).stride == 5),
+    ("sparse_pattern", SPARSE, "fixed", |s| sparse(s).pattern == SparsePattern::Fixed),
+    ("sparse_layers", SPARSE, "[2]", |s| sparse(s).layers == Some(vec![2])),
     ("attention_type", &[], "bidirectional", |s| !s.attention.causal && s.head == Head::None),
     ("attention_type", &[("window", "8")], "window", |s| {
         s.attention.window == Some(Window { size: 8, layers: None, rotary: None })
@@ -165,6 +206,7 @@ const CASES: &[Case] = &[
     ("attention_scale", &[], "0.5", |s| s.attention.scale == 0.5),
     ("attention_scale_by_inverse_layer", &[], "true", |s| s.attention.scale_by_inverse_layer),
     ("attention_softcap", &[], "50", |s| s.attention.softcap == Some(50.0)),
+    ("attention_sinks", &[], "true", |s| s.attention.sinks),
     ("qkv_clip", &[], "8", |s| s.attention.clip == Some(8.0)),
     ("qk_norm", &[], "per_head", |s| {
         *qk(s) == QkNorm { kind: NormKind::LayerNorm, eps: 1e-5, trained: Trained::GainAndBias, over: QkNormOver::Head }
@@ -193,6 +235,7 @@ const CASES: &[Case] = &[
     ("head_type", &[], "untied", |s| s.head == Head::Untied),
     ("head_type", &[], "none", |s| s.head == Head::None && s.attention.causal),
     ("head_bias", &[], "true", |s| s.logits.bias),
+    ("logit_scale", &[], "0.25", |s| s.logits.scale == 0.25),
     ("logit_softcap", &[], "30", |s| s.logits.softcap == Some(30.0)),
     ("pooling", &[], "cls", |s| s.pooling.kind == PoolingKind::Cls),
     ("pooling_normalize", &[], "true", |s| s.pooling.normalize),
@@ -218,6 +261,9 @@ fn every_key_and_every_kind_can_be_had() {
             let mut lines = vec![(key.name, name)];
             lines.extend(match (key.name, name) {
                 ("attention_type", "window" | "alternating") => vec![("window", "8")],
+                ("attention_type", "sparse") => SPARSE[1..].to_vec(),
+                ("attention_type", "linear") => vec![("pos_type", "none")],
+                ("sparse_pattern", _) => SPARSE.to_vec(),
                 ("ffn_type", "moe") => MOE[1..].to_vec(),
                 _ => key.with.iter().map(|(other, values)| (*other, values[0])).collect(),
             });
@@ -245,15 +291,18 @@ const WRONG: &[(&[(&str, &str)], &str)] = &[
     (&[("n_layers", "2.5")], "`n_layers` is 2.5, expected a positive whole number"),
     (&[("n_layers", "many")], "`n_layers` is \"many\", expected a positive whole number"),
     (&[("n_layers", "99999")], "`n_layers` is 99999, expected at most 16384"),
-    (&[("pos_type", "")], "`pos_type` missing, expected one of: learned, rotary, alibi, none"),
+    (
+        &[("pos_type", "")],
+        "`pos_type` missing, expected one of: learned, sinusoidal, rotary, alibi, relative_bias, none",
+    ),
     (
         &[("pos_type", "rotery")],
-        "`pos_type` is \"rotery\", expected one of: learned, rotary, alibi, none; did you mean rotary?",
+        "`pos_type` is \"rotery\", expected one of: learned, sinusoidal, rotary, alibi, relative_bias, none; did you mean rotary?",
     ),
     (&[("pos_type", "3")], "`pos_type` is 3, expected one of: learned"),
     (
         &[("norm_type", "RMSNorm")],
-        "`norm_type` is \"RMSNorm\", expected one of: layernorm, rmsnorm; did you mean rmsnorm?",
+        "`norm_type` is \"RMSNorm\", expected one of: layernorm, rmsnorm, scalenorm; did you mean rmsnorm?",
     ),
     (&[("activation", "mish")], "`activation` is \"mish\", expected one of: relu"),
     (&[("bias", "yes")], "`bias` is \"yes\", expected true or false"),
@@ -363,7 +412,8 @@ fn specs_of_all_tensors() -> Vec<Spec> {
     let with = |over: &'static str, more: &[(&'static str, &'static str)]| {
         spec_of(&[&sizes[..], more, &[("qk_norm", over)]].concat())
     };
-    vec![with("all_heads", &plain), with("per_head", &moe), with("per_head_gain", &[])]
+    let relative = [("pos_type", "relative_bias"), ("relative_buckets", "136"), ("attention_sinks", "true")];
+    vec![with("all_heads", &plain), with("per_head", &moe), with("per_head_gain", &relative)]
 }
 
 /// What each tensor is.
@@ -372,6 +422,7 @@ const TENSORS: &[(&str, &str)] = &[
     ("embed.project.weight", "with `embedding_dim`: to the width of the model"),
     ("embed.positions", "with `pos_type: learned`; also called `embed.positions.weight`"),
     ("embed.norm", "with `embedding_norm`"),
+    ("relative_bias", "with `pos_type: relative_bias`; the same in all layers"),
     ("layers.{i}.attn_norm", "before attention, unless `norm_placement` is post or branch"),
     (
         "layers.{i}.attn.qkv",
@@ -379,6 +430,7 @@ const TENSORS: &[(&str, &str)] = &[
     ),
     ("layers.{i}.attn.q_norm", "with `qk_norm`: `[head_dim]` if per_head, else `[q_dim]`"),
     ("layers.{i}.attn.k_norm", "with `qk_norm`: `[head_dim]` if per_head, else `[kv_dim]`"),
+    ("layers.{i}.attn.sinks", "with `attention_sinks`"),
     ("layers.{i}.attn.out", "the output of attention"),
     ("layers.{i}.attn_post_norm", "behind attention, if `norm_placement` is post, branch or sandwich"),
     ("layers.{i}.mlp_norm", "before the network, as `attn_norm`; not with `residual_type: parallel_one_norm`"),
@@ -439,6 +491,8 @@ fn the_documentation_lists_every_key_and_every_tensor() {
         (113, "expert_dim"),
         (127, "shared_expert_dim"),
         (131, "n_experts"),
+        (136, "relative_buckets"),
+        (6, "n_heads"),
         (6 * 18, "q_dim"),
         (2 * 18, "kv_dim"),
         ((6 + 2 * 2) * 18, "q_dim + 2 kv_dim"),

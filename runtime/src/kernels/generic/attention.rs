@@ -8,7 +8,7 @@
 
 use super::math::{activation, exp};
 use crate::kernels::simd::{LANES, Simd};
-use crate::kernels::{AttentionArgs, Scoring};
+use crate::kernels::{AttentionArgs, Biases, Scoring};
 use crate::spec::{Activation, MAX_HEAD_DIM};
 use std::marker::PhantomData;
 
@@ -205,6 +205,9 @@ impl<'a, S: Simd, C: Kept<S>, const Q: usize, const D: usize> Group<'a, S, C, Q,
                     counts[i] = 0;
                 }
                 self.adjust(i, base, counts[i]);
+                if !self.sees_some(i, unseen, counts[i]) {
+                    counts[i] = 0;
+                }
                 fades[i] = self.soften(i, (unseen, counts[i]), n_keys);
                 C::weights(&mut self.weights, i, &mut self.scores[i], (counts[i], n_keys), &blocks, head_dim);
             }
@@ -226,7 +229,7 @@ impl<'a, S: Simd, C: Kept<S>, const Q: usize, const D: usize> Group<'a, S, C, Q,
     /// Caps and biases query `i`'s scores of the first `n` positions of the chunk at `base`.
     #[inline(always)]
     unsafe fn adjust(&mut self, i: usize, base: usize, n: usize) {
-        let Scoring { scale, cap, slope, bf16, .. } = self.args.scoring;
+        let Scoring { scale, cap, slope, bf16, biases, sparse, .. } = self.args.scoring;
         let query = self.args.first_position + self.query + i;
         let p = self.scores[i].as_mut_ptr();
         // SAFETY: `scores` holds the tiles of `n` positions.
@@ -254,7 +257,27 @@ impl<'a, S: Simd, C: Kept<S>, const Q: usize, const D: usize> Group<'a, S, C, Q,
                     S::store(at, S::fma(distance, S::splat(slope), S::load(at)));
                 }
             }
+            if let Some(Biases { values, buckets, zero, before }) = biases {
+                for key in 0..n {
+                    let distance = (zero + query - before).saturating_sub(base + key);
+                    *p.add(key) += values[usize::from(buckets[distance.min(buckets.len() - 1)])];
+                }
+            }
+            if let Some(sparse) = sparse {
+                for key in 0..n {
+                    if !sparse.sees(query, base + key) {
+                        *p.add(key) = f32::NEG_INFINITY;
+                    }
+                }
+            }
         }
+    }
+
+    /// Whether query `i` sees any key of a chunk, of which those from `unseen` to `n` count.
+    #[inline(always)]
+    fn sees_some(&self, i: usize, unseen: usize, n: usize) -> bool {
+        // Only a query of sparse blocks may see nothing between what it sees.
+        self.args.scoring.sparse.is_none() || self.scores[i][unseen.min(n)..n].iter().any(|&s| s != f32::NEG_INFINITY)
     }
 
     /// Turns query `i`'s scores of a chunk, of which those from `unseen` to `n` of `n_keys` count, into exponentials. What
@@ -332,7 +355,14 @@ impl<'a, S: Simd, C: Kept<S>, const Q: usize, const D: usize> Group<'a, S, C, Q,
         for i in 0..Q {
             // SAFETY: the caller's output has `head_dim` elements for each query.
             unsafe {
-                let inverse = 1.0 / self.total[i];
+                let mut inverse = 1.0 / self.total[i];
+                let sink = self.args.scoring.sink;
+                if sink != f32::NEG_INFINITY {
+                    let now = if sink > self.largest[i] { sink } else { self.largest[i] };
+                    let fade = |x: f32| S::to_array(exp::<S>(S::splat(x - now)))[0];
+                    let old = fade(self.largest[i]);
+                    inverse = old / self.total[i].mul_add(old, fade(sink));
+                }
                 let out = self.args.out.add((self.query + i) * self.args.out_stride);
                 let full = self.args.cache.head_dim / LANES * LANES;
                 for d in (0..full).step_by(LANES) {

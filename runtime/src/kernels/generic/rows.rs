@@ -89,14 +89,39 @@ pub(in crate::kernels) unsafe fn rms_norm<S: Simd>(
 ) {
     // SAFETY: the caller's pointers cover `n` elements.
     unsafe {
+        let inverse = S::splat(1.0 / (sum_of_squares::<S>(x, n) / n as f32 + eps).sqrt());
+        scaled::<S>((x, n), (gain, bias), out, |x, gain, bias| S::fma(S::mul(x, inverse), gain, bias));
+    }
+}
+
+/// The sum of the squares of `n` values.
+#[inline(always)]
+unsafe fn sum_of_squares<S: Simd>(x: *const f32, n: usize) -> f32 {
+    // SAFETY: the caller's pointer covers `n` elements.
+    unsafe {
         let mut squares = S::splat(0.0);
         for i in (0..n / LANES * LANES).step_by(LANES) {
             let x = S::load(x.add(i));
             squares = S::fma(x, x, squares);
         }
         let last = tail::<S>(x, n, 0.0);
-        squares = S::fma(last, last, squares);
-        let inverse = S::splat(1.0 / (S::sum(squares) / n as f32 + eps).sqrt());
+        S::sum(S::fma(last, last, squares))
+    }
+}
+
+/// `x / max(|x|, eps) * gain + bias` over `n` values. `out` may be `x`.
+#[inline(always)]
+pub(in crate::kernels) unsafe fn scale_norm<S: Simd>(
+    x: *const f32,
+    n: usize,
+    gain: *const f32,
+    bias: *const f32,
+    eps: f32,
+    out: *mut f32,
+) {
+    // SAFETY: the caller's pointers cover `n` elements.
+    unsafe {
+        let inverse = S::splat(1.0 / sum_of_squares::<S>(x, n).sqrt().max(eps));
         scaled::<S>((x, n), (gain, bias), out, |x, gain, bias| S::fma(S::mul(x, inverse), gain, bias));
     }
 }
