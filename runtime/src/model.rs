@@ -247,23 +247,14 @@ impl Weights {
                 shared: experts.shared_dim.map(|_| shared()).transpose()?,
             })
         };
-        let relative = match &spec.position {
-            Position::RelativeBias(bias) => {
-                Some(Arc::new(RelativeBiases::new(&file.matrix("relative_bias")?, bias, a.causal)))
-            }
-            _ => None,
-        };
-        let scores = |i: usize| {
-            let sinks = if a.sinks { file.vector(&format!("layers.{i}.attn.sinks"))? } else { Vec::new() };
-            Ok::<_, FormatError>(ScoreWeights { sinks, relative: relative.clone() })
-        };
+        let relative = RelativeBiases::resolve(file)?;
         let layer = |i: usize| {
             let two = spec.residual != Residual::ParallelOneNorm;
             Ok::<_, FormatError>(Layer {
                 attn_norm: norm_if(place.before(), &format!("layers.{i}.attn_norm"))?,
                 qkv: linear(&format!("layers.{i}.attn.qkv"), a.qkv_bias)?,
                 qk_norm: qk_norm(&format!("layers.{i}.attn"))?,
-                scores: scores(i)?,
+                scores: ScoreWeights::resolve(file, i, relative.clone())?,
                 attn_out: linear(&format!("layers.{i}.attn.out"), a.out_bias)?,
                 attn_post_norm: norm_if(place.behind(), &format!("layers.{i}.attn_post_norm"))?,
                 mlp_norm: norm_if(place.before() && two, &format!("layers.{i}.mlp_norm"))?,
@@ -298,7 +289,22 @@ impl Weights {
     }
 }
 
+impl ScoreWeights {
+    /// Those of layer `i`.
+    fn resolve(file: &ModelFile, i: usize, relative: Option<Arc<RelativeBiases>>) -> Result<Self, FormatError> {
+        let there = file.spec().attention.sinks;
+        let sinks = if there { file.vector(&format!("layers.{i}.attn.sinks"))? } else { Vec::new() };
+        Ok(Self { sinks, relative })
+    }
+}
+
 impl RelativeBiases {
+    fn resolve(file: &ModelFile) -> Result<Option<Arc<Self>>, FormatError> {
+        let spec = file.spec();
+        let Position::RelativeBias(bias) = &spec.position else { return Ok(None) };
+        Ok(Some(Arc::new(Self::new(&file.matrix("relative_bias")?, bias, spec.attention.causal))))
+    }
+
     /// Of a table `[buckets, n_heads]`.
     fn new(table: &Matrix, bias: &RelativeBias, causal: bool) -> Self {
         let mut by_head = vec![vec![0.0; bias.buckets]; table.cols()];

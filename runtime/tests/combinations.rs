@@ -109,7 +109,7 @@ const PARTS: &[(&str, &[Kind])] = &[
             ("clipped", |s| s.attention.clip = Some(0.8)),
             ("RMSNorm", |s| qk_norm(s, NormKind::RmsNorm, Trained::Gain, QkNormOver::Head)),
             ("LayerNorm of its gain", |s| {
-                qk_norm(s, NormKind::LayerNorm, Trained::GainAndBias, QkNormOver::HeadWithItsGain)
+                qk_norm(s, NormKind::LayerNorm, Trained::GainAndBias, QkNormOver::HeadWithItsGain);
             }),
             ("over all heads", |s| qk_norm(s, NormKind::RmsNorm, Trained::Gain, QkNormOver::AllHeads)),
         ],
@@ -404,7 +404,9 @@ fn long_texts_are_what_the_reference_makes_of_them() {
     }
     for (seed, case) in cases.into_iter().enumerate() {
         let mut choice = vec![0; PARTS.len()];
-        case.iter().for_each(|&(part, kind)| choice[part] = kind);
+        for (part, kind) in case {
+            choice[part] = kind;
+        }
         if PARTS[attention].1[choice[attention]].0 == "linear" {
             (choice[scores], choice[position]) = (0, 1);
         }

@@ -42,7 +42,7 @@ pub struct Attention {
     /// Layers that see blocks of positions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sparse: Option<Sparse>,
-    /// Whether each head has a trained score that no key belongs to and that takes its share of the probabilities (OpenAI 2025,
+    /// Whether each head has a trained score that no key belongs to and that takes its share of the probabilities (`OpenAI` 2025,
     /// gpt-oss, arXiv:2508.10925; Xiao et al. 2023, arXiv:2309.17453).
     #[serde(default, skip_serializing_if = "is_default")]
     pub sinks: bool,

@@ -37,7 +37,7 @@ impl Model<'_> {
         (0..rows).map(one).collect()
     }
 
-    /// LayerNorm, RMSNorm or ScaleNorm; gain and bias start at `at`.
+    /// The three kinds of normalization; gain and bias start at `at`.
     fn norm_by(&self, (kind, eps, trained): (NormKind, f32, Trained), name: &str, x: &[f64], at: usize) -> Row {
         let (n, eps) = (x.len() as f64, f64::from(eps));
         let mean = if kind == NormKind::LayerNorm { x.iter().sum::<f64>() / n } else { 0.0 };
@@ -61,7 +61,9 @@ impl Model<'_> {
         let (spec, d) = (self.spec, self.spec.d_model);
         let width = spec.embedding.dim.unwrap_or(d);
         let mut x = self.row("embed.tokens", id, width);
-        x.iter_mut().for_each(|x| *x *= f64::from(spec.embedding.scale));
+        for x in &mut x {
+            *x *= f64::from(spec.embedding.scale);
+        }
         if width != d {
             x = self.linear("embed.project", &x, d);
         }
@@ -155,7 +157,9 @@ impl Model<'_> {
             let mut weights: Row = keys.iter().map(weight).collect();
             let sink = if a.sinks { f64::from(self.w[&format!("{name}.sinks")][head]).exp() } else { 0.0 };
             let total = weights.iter().sum::<f64>() + sink;
-            weights.iter_mut().for_each(|w| *w /= total);
+            for weight in &mut weights {
+                *weight /= total;
+            }
             let mut out = vec![0.0; dim];
             for (&k, weight) in keys.iter().zip(weights) {
                 let value = part(k, n_heads + n_kv_heads + shared);
@@ -242,7 +246,9 @@ impl Model<'_> {
         let (mlp, name) = (&self.spec.mlp, format!("layers.{layer}.mlp"));
         let network = |name: &str, dim: usize| -> Row {
             let mut inner = self.linear(&format!("{name}.{}", if mlp.gated { "gate" } else { "up" }), x, dim);
-            inner.iter_mut().for_each(|x| *x = activate(mlp.activation, *x));
+            for x in &mut inner {
+                *x = activate(mlp.activation, *x);
+            }
             if mlp.gated {
                 let up = self.linear(&format!("{name}.up"), x, dim);
                 inner.iter_mut().zip(up).for_each(|(x, up)| *x *= up);
