@@ -52,6 +52,7 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
         let reason = format!("{} tensors cannot make {} layers ({said_by})", weights.tensors.len(), spec.n_layers);
         return Err(ConvertError::container(first, reason));
     }
+    let by = if described.by_spec_file() { format!(" ({said_by})") } else { String::new() };
     let mut used = BTreeSet::new();
     let mut tensors = Vec::new();
     for decl in spec.tensors() {
@@ -86,13 +87,9 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
             let names: Vec<_> = names.iter().flat_map(|name| prefixed(family, &decl.name, name)).collect();
             let mut shape = source_shape(&decl.shape, rule.order, rows);
             let Some((name, source)) = names.iter().find_map(|name| weights.tensors.get_key_value(name)) else {
-                let mut reason = format!("missing, expected shape {shape:?}");
-                if described.by_spec_file() {
-                    reason += &format!(" ({said_by})");
-                }
-                if decl.name == HEAD {
-                    reason += &format!(", and {}", described.says_tied(false));
-                }
+                let head =
+                    if decl.name == HEAD { format!(", and {}", described.says_tied(false)) } else { String::new() };
+                let reason = format!("missing, expected shape {shape:?}{by}{head}");
                 let name = names.first().map_or("", String::as_str);
                 return Err(ConvertError::tensor(first, name, reason));
             };
@@ -121,7 +118,6 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
             continue;
         }
         let (kind, layers) = (family.model_type, spec.n_layers);
-        let by = if described.by_spec_file() { format!(" ({said_by})") } else { String::new() };
         let reason = format!("not part of a {kind} model of {layers} layers{by}, found shape {:?}", source.shape);
         return Err(ConvertError::tensor(weights.path_of(source), name, reason));
     }

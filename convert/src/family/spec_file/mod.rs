@@ -28,7 +28,7 @@ use tidbit_runtime::spec::{
     Residual, Rotary, Scales, Sparse, SparsePattern, Spec, Trained, Window,
 };
 
-/// The names of the model file, as PyTorch's modules would have them too.
+/// The names of the model file, as modules of torch would have them, too.
 static FUSED: Family =
     Family { model_type: NAME, architectures: &[], prefixes: PREFIXES, spec, rules: &[RULES], unread: &[] };
 

@@ -508,7 +508,7 @@ fn the_documentation_lists_every_key_and_every_tensor() {
             match rows.iter_mut().find(|(known, ..)| *known == name) {
                 Some((_, kinds, shapes)) => {
                     if kinds.insert(kind) && *shapes != shape {
-                        *shapes += &format!(", bias {shape}");
+                        let _ = write!(shapes, ", bias {shape}");
                     }
                 }
                 None => rows.push((name, BTreeSet::from([kind]), shape)),
