@@ -33,6 +33,20 @@ fn converts_to_every_quant_type() {
 }
 
 #[test]
+fn few_bits_without_data_are_advised_against() {
+    let out = scratch();
+    let notes = |args: &[&str]| {
+        let mut command = tidbit(["convert", "--calibration-windows", "1"]);
+        let done = command.arg(checkpoint()).arg("-o").arg(out.path().join("m")).args(args).output().unwrap();
+        assert!(done.status.success());
+        String::from_utf8(done.stderr).unwrap()
+    };
+    assert!(notes(&["--quant", "q2"]).contains("note: q2 without data costs much quality: --calibrate"));
+    assert!(!notes(&["--quant", "q4"]).contains("without data"));
+    assert!(!notes(&["--quant", "q2", "--calibrate"]).contains("without data"));
+}
+
+#[test]
 fn the_bytes_are_the_same_from_every_instruction_set() {
     let out = scratch();
     let path = out.path().join("m.tidbit");

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tidbit_convert::{Calibration, Checkpoint, Options, Plan, Target};
+use tidbit_runtime::quant::QuantType;
 
 /// Runs the command.
 pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
@@ -24,6 +25,10 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
         None => Checkpoint::open(&args.source)?,
     };
     tell_about(&checkpoint);
+    let few = matches!(args.quant, QuantType::Q3 | QuantType::Q2);
+    if few && calibration(args)?.is_none() && checkpoint.has_tokenizer() {
+        note(format_args!("note: {} without data costs much quality: --calibrate saves most of it", args.quant));
+    }
     let output = args.output.as_deref().filter(|_| !args.dry_run);
     let plan = match output {
         None => checkpoint.plan(args.quant)?,
