@@ -100,7 +100,7 @@ fn yaml_of(spec: &Spec) -> String {
     if let Position::Rotary(rotary) = &spec.position {
         keys.extend(rope("", rotary));
     }
-    keys.iter().map(|(key, value)| format!("{key}: {value}\n")).collect()
+    keys.iter().map(|(key, value)| format!("{key}: {value}")).collect::<Vec<_>>().join("\n")
 }
 
 /// What goes with ALiBi, query and key norms, and experts.

@@ -267,11 +267,7 @@ fn every_key_and_every_kind_can_be_had() {
                 ("ffn_type", "moe") => MOE[1..].to_vec(),
                 _ => key.with.iter().map(|(other, values)| (*other, values[0])).collect(),
             });
-            lines.extend(if lines.iter().any(|l| *l == ("attention_type", "window")) {
-                vec![WINDOW[1]]
-            } else {
-                vec![]
-            });
+            lines.extend(if lines.contains(&("attention_type", "window")) { vec![WINDOW[1]] } else { vec![] });
             lines.extend(if key.name == "expert_type" { MOE[1..].to_vec() } else { vec![] });
             lines.sort_unstable();
             lines.dedup();

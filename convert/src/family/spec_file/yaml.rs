@@ -149,7 +149,7 @@ mod tests {
     fn what_could_surprise_or_grow_is_refused_with_its_line() {
         let laughs = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]";
         let deep = format!("a: {}1{}", "[".repeat(100_000), "]".repeat(100_000));
-        let blocks: String = (0..1000).map(|i| format!("{}a:\n", " ".repeat(i))).collect();
+        let blocks = (0..1000).map(|i| " ".repeat(i) + "a:").collect::<Vec<_>>().join("\n");
         for (text, expected) in [
             (laughs, "line 2: `b` is an alias"),
             (&deep, "line 1: not valid YAML"),
