@@ -340,7 +340,8 @@ pub fn convert_calibrated(
         let candidates = calibrate::measure((&model, &plan, &journal), probe, device, cancel, step)?;
         plan = checkpoint.plan_within(output, (target, calibration), &candidates, &plan)?;
     }
-    let types: String = plan.tensors.iter().map(|t| format!("{} {}\n", t.name, t.stored)).collect();
+    let types: Vec<String> = plan.tensors.iter().map(|t| format!("{} {}", t.name, t.stored)).collect();
+    let types = types.join("\n");
     let window_bytes = (window as u64).to_le_bytes();
     let decides = [&model.file().header_digest()[..], bytemuck::cast_slice(&ids), &window_bytes, types.as_bytes()];
     let journal = Journal::new(output, &decides);

@@ -166,13 +166,12 @@ impl<'a> Calibrator<'a> {
         let (prefix, step) = (format!("layers.{i}."), format!("block-{i}"));
         let done = self.journal.find(&step);
         let found = done.and_then(|made| Some((self.rebuilt(i, &prefix, &made)?, made)));
-        let (layer, made) = match found {
-            Some(found) => found,
-            None => {
-                let made = self.rounded(i, &prefix)?;
-                self.journal.keep(&step, &made)?;
-                (self.rebuilt(i, &prefix, &made).expect("all that was rounded is there"), made)
-            }
+        let (layer, made) = if let Some(found) = found {
+            found
+        } else {
+            let made = self.rounded(i, &prefix)?;
+            self.journal.keep(&step, &made)?;
+            (self.rebuilt(i, &prefix, &made).expect("all that was rounded is there"), made)
         };
         self.emit(|name| name.starts_with(&prefix), made)?;
         self.run((&layer, i), true)
