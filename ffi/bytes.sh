@@ -7,7 +7,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 CARGO_PROFILE_EMBED_STRIP=none "$(dirname "$0")/install.sh" "$work" "$@" >&2
 library=$(echo "$work"/lib/libtidbit.so.*)
-size -A "$library" | awk '$1 ~ /^\.(text|rodata|data.rel.ro|rela?r?.dyn|eh_frame|gcc_except_table)$/ { printf "%9d %s\n", $2, $1 }' | sort -rn
+size -A "$library" |
+  awk '/^\.(text|rodata|data.rel.ro|rela.dyn|relr.dyn|eh_frame|gcc_except_table) / { printf "%9d %s\n", $2, $1 }' | sort -rn
 nm -S -C --size-sort "$library" | perl -ne '
   /^\S+ (\S+) [tT] [^\w]*(tidbit_runtime::kernels::table::\w+|\w+)/ and $bytes{$2} += hex $1;
   END { printf "%9d %s\n", $bytes{$_}, $_ for sort { $bytes{$b} <=> $bytes{$a} } keys %bytes }' | head -n 20

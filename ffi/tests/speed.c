@@ -1,7 +1,8 @@
 /* What the C path costs: speed MODEL [TOKENS]
  *
- * Prints nanoseconds for each token, by the host's own clock, of TOKENS tokens after the first; and with a third argument, how long a
- * prefill of 1,024 tokens goes on after it was cancelled, at worst of 20 times. ffi/tests/speed.sh compares with `tidbit run`.
+ * Prints nanoseconds for each token, by the host's own clock, of TOKENS tokens after the first; and with a third argument,
+ * how long a prefill of 1,024 tokens goes on after it was cancelled, at worst of 20 times. ffi/tests/speed.sh compares with
+ * `tidbit run`.
  */
 
 #define _XOPEN_SOURCE 700
