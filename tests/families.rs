@@ -189,32 +189,37 @@ fn table(proven: &BTreeMap<String, Vec<(String, Spec)>>) -> String {
     text
 }
 
+/// How a token learns where it stands, in words.
+fn position_of(spec: &Spec) -> Vec<&'static str> {
+    let rotary = match &spec.position {
+        Position::Learned => return vec!["learned positions"],
+        Position::Sinusoidal(_) => return vec!["sinusoidal positions"],
+        Position::RelativeBias(_) => return vec!["relative biases"],
+        Position::Alibi(alibi) => return vec![if alibi.bf16 { "ALiBi in bf16" } else { "ALiBi" }],
+        Position::None => return vec!["no positions"],
+        Position::Rotary(rotary) => rotary,
+    };
+    let partial = rotary.dims < spec.attention.head_dim;
+    let mut parts = vec![if partial { "partial rotary" } else { "rotary" }];
+    match rotary.pairs {
+        Pairs::Halves => {}
+        Pairs::Interleaved => parts.push("interleaved pairs"),
+    }
+    match rotary.scaling {
+        None => {}
+        Some(RotaryScaling::Linear { .. }) => parts.push("linear scaling"),
+        Some(RotaryScaling::Dynamic { .. }) => parts.push("dynamic scaling"),
+        Some(RotaryScaling::Llama3 { .. }) => parts.push("LLaMA 3 scaling"),
+        Some(RotaryScaling::Yarn { .. }) => parts.push("YaRN"),
+    }
+    parts
+}
+
 /// The parts that a model is made of, in words.
 fn parts_of(spec: &Spec) -> Vec<String> {
     let a = &spec.attention;
-    let mut parts = Vec::new();
+    let mut parts: Vec<String> = position_of(spec).into_iter().map(String::from).collect();
     let mut add = |part: &str| parts.push(part.to_string());
-    match &spec.position {
-        Position::Learned => add("learned positions"),
-        Position::Sinusoidal(_) => add("sinusoidal positions"),
-        Position::RelativeBias(_) => add("relative biases"),
-        Position::Alibi(alibi) => add(if alibi.bf16 { "ALiBi in bf16" } else { "ALiBi" }),
-        Position::None => add("no positions"),
-        Position::Rotary(rotary) => {
-            add(if rotary.dims < a.head_dim { "partial rotary" } else { "rotary" });
-            match rotary.pairs {
-                Pairs::Halves => {}
-                Pairs::Interleaved => add("interleaved pairs"),
-            }
-            match rotary.scaling {
-                None => {}
-                Some(RotaryScaling::Linear { .. }) => add("linear scaling"),
-                Some(RotaryScaling::Dynamic { .. }) => add("dynamic scaling"),
-                Some(RotaryScaling::Llama3 { .. }) => add("LLaMA 3 scaling"),
-                Some(RotaryScaling::Yarn { .. }) => add("YaRN"),
-            }
-        }
-    }
     if let Some(window) = &a.window {
         add(if window.layers.is_some() { "window in some layers" } else { "window" });
     }
