@@ -86,6 +86,8 @@ fn yaml_of(spec: &Spec) -> String {
     add("pooling_max_tokens", spec.pooling.max_tokens.map(Value::from));
     let kind = match &spec.position {
         Position::Learned => "learned",
+        Position::Sinusoidal(_) => "sinusoidal",
+        Position::RelativeBias(_) => "relative_bias",
         Position::Rotary(_) => "rotary",
         Position::Alibi(_) => "alibi",
         Position::None => "none",
@@ -137,6 +139,7 @@ fn norm(kind: NormKind) -> &'static str {
     match kind {
         NormKind::LayerNorm => "layernorm",
         NormKind::RmsNorm => "rmsnorm",
+        NormKind::ScaleNorm => "scalenorm",
     }
 }
 
