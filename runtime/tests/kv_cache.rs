@@ -149,7 +149,9 @@ fn what_is_exported_can_be_imported() {
         for position in 0..text.len() {
             // Nothing that was in the bytes before shows.
             let mut token = [vec![0; cache.token_bytes(true)], vec![255; cache.token_bytes(true)]];
-            token.iter_mut().for_each(|token| cache.export(position, token));
+            for token in &mut token {
+                cache.export(position, token);
+            }
             assert_eq!(token[0], token[1], "{cache_type:?} {head_dim}");
             copy.import(position, &token[1]);
             copy.export(position, &mut token[1]);
