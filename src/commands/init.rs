@@ -20,11 +20,11 @@ pub(crate) fn run(args: &InitArgs) -> anyhow::Result<()> {
         note(format_args!("note: these config fields change nothing: {}", ignored.join(", ")));
     }
     let beside = folder.then(|| args.spec.join("tokenizer.json")).filter(|path| path.is_file());
-    let named = args.tokenizer.as_ref().or(beside.as_ref());
-    if named.is_none() {
+    let tokenizer = args.tokenizer.as_ref().or(beside.as_ref());
+    let tokenizer = tokenizer.map(|path| tidbit_convert::read_tokenizer(path, spec.vocab_size)).transpose()?;
+    if tokenizer.is_none() {
         note(format_args!("warning: no tokenizer: the model will not take text (`run --ids` works)"));
     }
-    let tokenizer = named.map(|path| tidbit_convert::read_tokenizer(path, spec.vocab_size)).transpose()?;
     let cancel = Arc::new(AtomicBool::new(false));
     let _caught = Catch::new(Arc::clone(&cancel))?;
     let options = Options { quant: args.quant, cancel: Some(cancel) };
