@@ -177,7 +177,11 @@ fn wrong_descriptions_are_one_line_and_leave_nothing_behind() {
         (YAML.replace("n_layers", "n_layer"), &["model.yaml", "`n_layer` is 2", "did you mean `n_layers`?"][..]),
         (
             YAML.replace("rotary", "rotery"),
-            &["`pos_type` is \"rotery\"", "learned, sinusoidal, rotary, alibi, relative_bias, none", "did you mean rotary?"],
+            &[
+                "`pos_type` is \"rotery\"",
+                "learned, sinusoidal, rotary, alibi, relative_bias, none",
+                "did you mean rotary?",
+            ],
         ),
         (YAML.replace("n_kv_heads: 2", "n_kv_heads: 3"), &["`n_heads` 4", "`n_kv_heads` 3"]),
         (format!("{YAML}window: 0\n"), &["`window` is 0"]),
