@@ -48,6 +48,7 @@ pub(crate) fn prompt_loop(
             _ => {}
         }
         let text = match &mut chat {
+            None if history.is_empty() => tokenizer.encode_start(&line)?,
             None => [&history[..], &tokenizer.encode(&line)?].concat(),
             Some(chat) => chat.ask(&line)?,
         };

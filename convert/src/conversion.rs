@@ -305,8 +305,8 @@ pub fn convert(
 
 /// Converts a checkpoint with data: a text runs through the model block by block, and every matrix is rounded so that what it
 /// gives changes least. With a [`Target`], each gets the bits that it needs. An f32 copy of the model stands beside the output
-/// meanwhile, and every block that is done, in [`journal_folder`](crate::journal_folder): after an end before the end, the same
-/// conversion goes on from there.
+/// meanwhile, and every block that is done, in [`journal_folder`](crate::journal_folder): when it was stopped, the same conversion
+/// goes on from there. Two conversions to the same output at once are right, but do not help each other.
 ///
 /// The bytes depend on neither the number of threads nor the instruction set.
 ///
@@ -318,11 +318,25 @@ pub fn convert_calibrated(
     (options, calibration): (&Options, &Calibration),
     progress: &mut dyn Progress,
 ) -> Result<Report, ConvertError> {
-    let cancel = Cancel(options.cancel.as_deref());
     writer::check_output(output, checkpoint.files.iter().map(PathBuf::as_path))?;
-    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let exact =
-        tempfile::Builder::new().prefix(".calibration.").tempdir_in(folder).map_err(ConvertError::io(output))?;
+    let folder = calibrate::journal_folder(output);
+    std::fs::create_dir_all(&folder).map_err(ConvertError::io(output))?;
+    let done = calibrated(checkpoint, (output, &folder), (options, calibration), progress);
+    // All of it once it is done, with what processes that were killed have left; else nothing but an empty folder. What
+    // cannot be removed does no harm.
+    let _ = if done.is_ok() { std::fs::remove_dir_all(&folder) } else { std::fs::remove_dir(&folder) };
+    done
+}
+
+/// [`convert_calibrated`]; what is only of use meanwhile is in `folder`.
+fn calibrated(
+    checkpoint: &Checkpoint,
+    (output, folder): (&Path, &Path),
+    (options, calibration): (&Options, &Calibration),
+    progress: &mut dyn Progress,
+) -> Result<Report, ConvertError> {
+    let cancel = Cancel(options.cancel.as_deref());
+    let exact = tempfile::tempdir_in(folder).map_err(ConvertError::io(output))?;
     let path = exact.path().join("f32.tidbit");
     let as_is = Options { quant: QuantType::F32, cancel: options.cancel.clone() };
     convert(checkpoint, &path, &as_is, &mut ())?;
@@ -345,7 +359,7 @@ pub fn convert_calibrated(
     let window_bytes = (window as u64).to_le_bytes();
     let decides = [&model.file().header_digest()[..], bytemuck::cast_slice(&ids), &window_bytes, types.as_bytes()];
     let journal = Journal::new(output, &decides);
-    let mut tensors = Calibrator::new((&model, &plan, journal.clone()), (&ids, window), device, cancel)?;
+    let mut tensors = Calibrator::new((&model, &plan, journal), (&ids, window), device, cancel)?;
     let sources = model.file().provenance().sources.clone();
     let job = Job {
         spec: checkpoint.spec(),
@@ -357,7 +371,6 @@ pub fn convert_calibrated(
     };
     let file_bytes = writer::write(job, output, progress, &mut tensors, || Ok(sources))?;
     drop(tensors);
-    journal.remove()?;
     Ok(Report { plan, file_bytes })
 }
 
@@ -450,7 +463,7 @@ pub fn read_tokenizer(path: &Path, vocab_size: usize) -> Result<Vec<u8>, Convert
 }
 
 /// Writes a model of random weights with the spec's shapes: gains near 1, small biases, weights with a
-/// deviation of 0.02. The same seed gives the same file.
+/// deviation of 0.02. The same seed gives the same file. `inputs` are files that must not be overwritten.
 ///
 /// # Errors
 /// A spec that does not fit together, or an output that cannot be written.
@@ -458,11 +471,11 @@ pub fn write_random(
     spec: &Spec,
     options: &Options,
     tokenizer_json: Option<&[u8]>,
-    (output, seed): (&Path, u64),
+    (output, inputs, seed): (&Path, &[&Path], u64),
 ) -> Result<Report, ConvertError> {
     let error = |e: String| ConvertError::output(output, e);
     spec.validate().map_err(error)?;
-    writer::check_output(output, std::iter::empty())?;
+    writer::check_output(output, inputs.iter().copied())?;
     let tensors = spec.tensors();
     let tokenizer = tokenizer_json.map(|json| StoredTokenizer::new(json.to_vec()));
     let plan = Plan::new(spec, options.quant, &vec![0; tensors.len()], tokenizer.as_ref(), &[]).map_err(error)?;

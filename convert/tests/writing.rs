@@ -40,7 +40,7 @@ fn the_bytes_do_not_depend_on_the_number_of_threads() {
             let (a, b) = (folder.path().join("a.tidbit"), folder.path().join("b.tidbit"));
             pool.install(|| {
                 convert(&checkpoint, &a, &options(quant), &mut ()).unwrap();
-                write_random(&spec, &Options { quant, cancel: None }, None, (&b, 5)).unwrap();
+                write_random(&spec, &Options { quant, cancel: None }, None, (&b, &[], 5)).unwrap();
             });
             (std::fs::read(a).unwrap(), std::fs::read(b).unwrap())
         });
@@ -85,7 +85,7 @@ fn each_quant_type_stores_each_role_as_planned() {
     let spec = spec_from_json("c", &CONFIG.replace("503", "512")).unwrap().0;
     let folder = tempfile::tempdir().unwrap();
     let report =
-        write_random(&spec, &Options { quant: Q4, cancel: None }, None, (&folder.path().join("m"), 1)).unwrap();
+        write_random(&spec, &Options { quant: Q4, cancel: None }, None, (&folder.path().join("m"), &[], 1)).unwrap();
     let head = report.plan.tensors.iter().find(|t| t.name == "head.weight").unwrap();
     assert_eq!(head.stored, Stored::Matrix(Q6));
 }
@@ -194,7 +194,8 @@ fn random_models_open_and_differ_by_seed() {
     let make = |seed: u64| {
         let output = folder.path().join(format!("{seed}.tidbit"));
         let report =
-            write_random(&spec, &Options { quant: QuantType::Q8, cancel: None }, Some(b"{}"), (&output, seed)).unwrap();
+            write_random(&spec, &Options { quant: QuantType::Q8, cancel: None }, Some(b"{}"), (&output, &[], seed))
+                .unwrap();
         assert_eq!(report.file_bytes, std::fs::metadata(&output).unwrap().len());
         let file = ModelFile::open(&output).unwrap();
         file.verify().unwrap();

@@ -349,7 +349,8 @@ impl KvCache {
             Ok::<_, SessionError>(Group { pages, ..*group })
         };
         let groups = self.groups.iter().map(fork).collect::<Result<_, _>>()?;
-        Ok(Self { groups, places: self.places.clone(), linear: self.linear.clone(), ..*self })
+        let linear = self.linear.as_ref().map(LinearState::copy).transpose()?;
+        Ok(Self { groups, places: self.places.clone(), linear, ..*self })
     }
 
     /// Makes sure that `positions` can be written: pages that another cache shares are copied. Nothing happens to a

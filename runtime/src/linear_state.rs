@@ -7,22 +7,21 @@
 
 use crate::error::SessionError;
 use crate::spec::Spec;
+use crate::storage::Zeros;
 use std::ops::Range;
 
 /// The sums of a text in all layers.
-#[derive(Clone)]
 pub(crate) struct LinearState {
     layers: Vec<LayerState>,
     /// Elements of a head: `[head_dim + 1][head_dim]`.
     head_len: usize,
 }
 
-#[derive(Clone)]
 struct LayerState {
     /// After how many tokens either is.
     positions: [usize; 2],
     /// `[n_kv_heads][head_dim + 1][head_dim]`: the sum of products of each dimension of the keys with the values, and of the keys.
-    sums: [Vec<f32>; 2],
+    sums: [Zeros<f32>; 2],
 }
 
 impl LinearState {
@@ -36,17 +35,23 @@ impl LinearState {
     pub(crate) fn new(spec: &Spec) -> Result<Self, SessionError> {
         let a = &spec.attention;
         let (bytes, head_len) = (Self::bytes_of(spec), head_len(a.head_dim));
-        let zeros = || {
-            let mut sums = Vec::new();
-            if sums.try_reserve_exact(a.n_kv_heads * head_len).is_err() {
-                let source = std::io::ErrorKind::OutOfMemory.into();
-                return Err(SessionError::Memory { bytes, what: "the state of linear attention", source });
-            }
-            sums.resize(a.n_kv_heads * head_len, 0.0);
-            Ok(sums)
-        };
+        let zeros = || Zeros::new(a.n_kv_heads * head_len).map_err(|source| memory_error(bytes, source));
         let layer = |_| Ok::<_, SessionError>(LayerState { positions: [0; 2], sums: [zeros()?, zeros()?] });
         Ok(Self { layers: (0..spec.n_layers).map(layer).collect::<Result<_, _>>()?, head_len })
+    }
+
+    /// The same for another text that begins alike.
+    pub(crate) fn copy(&self) -> Result<Self, SessionError> {
+        let sums = |sums: &Zeros<f32>| {
+            let mut copy = Zeros::new(sums.len()).map_err(|source| memory_error(self.bytes(), source))?;
+            copy.copy_from_slice(sums);
+            Ok::<_, SessionError>(copy)
+        };
+        let layer = |layer: &LayerState| {
+            let [a, b] = &layer.sums;
+            Ok::<_, SessionError>(LayerState { positions: layer.positions, sums: [sums(a)?, sums(b)?] })
+        };
+        Ok(Self { layers: self.layers.iter().map(layer).collect::<Result<_, _>>()?, head_len: self.head_len })
     }
 
     /// Bytes it takes.
@@ -81,6 +86,10 @@ impl LinearState {
         (layer.positions[before], layer.positions[after]) = (positions.start, positions.end);
         to.chunks_exact_mut(self.head_len)
     }
+}
+
+fn memory_error(bytes: usize, source: std::io::Error) -> SessionError {
+    SessionError::Memory { bytes, what: "the state of linear attention", source }
 }
 
 fn head_len(head_dim: usize) -> usize {

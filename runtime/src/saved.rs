@@ -62,7 +62,8 @@ fn first(sequence: &Sequence) -> usize {
 
 /// Bytes of the cache of `position` tokens, of which all layers hold those from `first` on.
 fn cache_len(sequence: &Sequence, first: usize, position: usize) -> usize {
-    first * sequence.cache.token_bytes(false) + (position - first) * sequence.cache.token_bytes(true)
+    let all = (position - first).saturating_mul(sequence.cache.token_bytes(true));
+    first.saturating_mul(sequence.cache.token_bytes(false)).saturating_add(all)
 }
 
 /// The most bytes that a saved sequence may have that this one can take.
@@ -155,7 +156,7 @@ pub fn read(like: &Sequence, bytes: &[u8]) -> Result<(Sequence, Text), SavedErro
         let needed = usize::try_from(n_tokens).unwrap_or(usize::MAX);
         return Err(SessionError::ContextFull { needed, context }.into());
     }
-    // Both are now at most the context, which fits memory.
+    // Both are now at most the context.
     let n_tokens = n_tokens as usize;
     if position > n_tokens as u64 {
         return Err(damaged(format!("{position} tokens in the cache of a text of {n_tokens}")));
@@ -164,7 +165,7 @@ pub fn read(like: &Sequence, bytes: &[u8]) -> Result<(Sequence, Text), SavedErro
     if first > position || first > 0 && like.cache.token_bytes(true) == like.cache.token_bytes(false) {
         return Err(damaged(format!("the first of {position} tokens in the cache is number {first}")));
     }
-    let expected = n_tokens * 4 + cache_len(like, first, position);
+    let expected = cache_len(like, first, position).saturating_add(n_tokens * 4);
     if rest.len() != expected {
         return Err(damaged(format!("{} bytes of tokens and cache, expected {expected}", rest.len())));
     }

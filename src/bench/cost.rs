@@ -19,7 +19,8 @@ impl Cost {
         for (name, stored, shape, bytes) in tensors {
             // Single rows of the embeddings are read, unless the embedding is the head too.
             let head = name == "head.weight" || (name == "embed.tokens" && spec.head == Head::Tied);
-            let read = head || (!name.starts_with("embed.") && stored != Stored::Bytes);
+            let rows = name == "embed.tokens" || name == "embed.positions";
+            let read = head || (!rows && stored != Stored::Bytes);
             if !read || expert(name).is_some_and(|expert| expert >= used) {
                 continue;
             }

@@ -188,7 +188,7 @@ impl RandomModel {
             folder.path().join(format!("{}-{quant}.tidbit", stem.trim_end_matches(".json").trim_end_matches(".yaml")));
         note(format_args!("writing random weights of {shape} in {quant}"));
         let options = Options { quant, cancel: None };
-        tidbit_convert::write_random(spec, &options, tokenizer, (&path, 1))?;
+        tidbit_convert::write_random(spec, &options, tokenizer, (&path, &[], 1))?;
         if let Some(save) = save {
             std::fs::rename(&path, save).map_err(|e| anyhow!("{}: {e}", save.display()))?;
             save.clone_into(&mut path);

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
-use tidbit_convert::{Calibration, Checkpoint, Options, Plan, Target};
+use tidbit_convert::{Calibration, Checkpoint, ConvertError, Options, Plan, Target};
 use tidbit_runtime::quant::QuantType;
 
 /// Runs the command.
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
                     let how = (&options, &calibration);
                     let done = tidbit_convert::convert_calibrated(&checkpoint, output, how, &mut progress);
                     let kept = tidbit_convert::journal_folder(output);
-                    if done.is_err() && kept.exists() {
+                    if matches!(done, Err(ConvertError::Cancelled | ConvertError::Io { .. })) && kept.exists() {
                         note(format_args!(
                             "what is done is kept in {}: the same command goes on from there",
                             kept.display()

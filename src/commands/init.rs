@@ -5,6 +5,7 @@ use crate::cli::InitArgs;
 use crate::interrupt::Catch;
 use crate::output::{note, print, print_json};
 use serde_json::json;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -20,15 +21,16 @@ pub(crate) fn run(args: &InitArgs) -> anyhow::Result<()> {
         note(format_args!("note: these config fields change nothing: {}", ignored.join(", ")));
     }
     let beside = folder.then(|| args.spec.join("tokenizer.json")).filter(|path| path.is_file());
-    let tokenizer = args.tokenizer.as_ref().or(beside.as_ref());
-    let tokenizer = tokenizer.map(|path| tidbit_convert::read_tokenizer(path, spec.vocab_size)).transpose()?;
+    let named = args.tokenizer.as_ref().or(beside.as_ref());
+    let tokenizer = named.map(|path| tidbit_convert::read_tokenizer(path, spec.vocab_size)).transpose()?;
     if tokenizer.is_none() {
         note(format_args!("warning: no tokenizer: the model will not take text (`run --ids` works)"));
     }
     let cancel = Arc::new(AtomicBool::new(false));
     let _caught = Catch::new(Arc::clone(&cancel))?;
     let options = Options { quant: args.quant, cancel: Some(cancel) };
-    let target = (args.output.as_path(), args.seed);
+    let inputs: Vec<&Path> = named.into_iter().chain([&path]).map(PathBuf::as_path).collect();
+    let target = (args.output.as_path(), &inputs[..], args.seed);
     let plan = tidbit_convert::write_random(&spec, &options, tokenizer.as_deref(), target)?.plan;
     let elapsed = started.elapsed();
     if args.json {

@@ -1,14 +1,18 @@
 //! What a calibration has done, kept beside the output, so that the same command goes on where it was stopped.
 //!
+//! It saves time and nothing hangs on it: what cannot be kept is done again.
+//!
 //! A safetensors file for each step, named by the step and by what decides its result, with a checksum. What does not fit is
 //! as good as not there. Steps give the same bytes every time, so a file that was made in two runs is that of one.
 
-use crate::error::ConvertError;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use tidbit_runtime::format::header::{hex, sha256_hex};
+
+/// Of the way in which steps are computed: to be raised with every change that gives other bytes.
+const METHOD: u32 = 1;
 
 /// Named bytes.
 pub(crate) type Entries = BTreeMap<String, Vec<u8>>;
@@ -29,7 +33,7 @@ pub fn journal_folder(output: &Path) -> PathBuf {
 impl Journal {
     /// `decides` is everything that the results depend on.
     pub(crate) fn new(output: &Path, decides: &[&[u8]]) -> Self {
-        let mut all = Sha256::new_with_prefix(env!("CARGO_PKG_VERSION"));
+        let mut all = Sha256::new_with_prefix(format!("{} {METHOD}", env!("CARGO_PKG_VERSION")));
         for part in decides {
             all.update((part.len() as u64).to_le_bytes());
             all.update(part);
@@ -51,29 +55,23 @@ impl Journal {
         (*expected == checksum(&entries)).then_some(entries)
     }
 
-    /// Keeps what a step gave.
-    pub(crate) fn keep(&self, step: &str, entries: &Entries) -> Result<(), ConvertError> {
-        let path = self.path(step);
-        let failed = |e: std::io::Error| ConvertError::io(&path)(e);
+    /// Keeps what a step gave, if there is room.
+    pub(crate) fn keep(&self, step: &str, entries: &Entries) {
+        // Half a file is not found.
+        let _ = self.write(step, entries);
+    }
+
+    fn write(&self, step: &str, entries: &Entries) -> std::io::Result<()> {
         // Bytes of as many elements as there are bytes: nothing that could be refused.
         let views = entries.iter().filter_map(|(name, bytes)| {
             TensorView::new(Dtype::U8, vec![bytes.len()], bytes).map(|view| (name.clone(), view)).ok()
         });
         let metadata = HashMap::from([("sha256".to_string(), checksum(entries))]);
-        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| failed(std::io::Error::other(e)))?;
-        std::fs::create_dir_all(&self.folder).map_err(failed)?;
-        let file = tempfile::NamedTempFile::new_in(&self.folder).map_err(failed)?;
-        std::fs::write(file.path(), bytes).map_err(failed)?;
-        file.persist(&path).map_err(|e| failed(e.error))?;
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(std::io::Error::other)?;
+        let file = tempfile::NamedTempFile::new_in(&self.folder)?;
+        std::fs::write(file.path(), bytes)?;
+        file.persist(self.path(step))?;
         Ok(())
-    }
-
-    /// It is done: nothing is kept any longer.
-    pub(crate) fn remove(&self) -> Result<(), ConvertError> {
-        match std::fs::remove_dir_all(&self.folder) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(ConvertError::io(&self.folder)(e)),
-            _ => Ok(()),
-        }
     }
 }
 
@@ -94,10 +92,11 @@ mod tests {
     fn steps_are_found_again_if_all_is_the_same() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("m");
+        std::fs::create_dir(journal_folder(&output)).unwrap();
         let journal = Journal::new(&output, &[b"model", b"text"]);
         let entries = Entries::from([("a".into(), vec![1, 2, 3]), ("b".into(), vec![])]);
         assert!(journal.find("x").is_none());
-        journal.keep("x", &entries).unwrap();
+        journal.keep("x", &entries);
         assert_eq!(journal.find("x"), Some(entries.clone()));
         assert!(journal.find("y").is_none());
         assert!(Journal::new(&output, &[b"model", b"test"]).find("x").is_none());
@@ -113,10 +112,10 @@ mod tests {
             std::fs::write(journal.path("x"), damaged).unwrap();
             assert!(journal.find("x").is_none());
         }
-        journal.keep("x", &entries).unwrap();
-        assert_eq!(journal.find("x"), Some(entries));
-        journal.remove().unwrap();
-        journal.remove().unwrap();
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        journal.keep("x", &entries);
+        assert_eq!(journal.find("x").as_ref(), Some(&entries));
+        std::fs::remove_dir_all(journal_folder(&output)).unwrap();
+        journal.keep("x", &entries);
+        assert!(journal.find("x").is_none(), "no folder, and no failure");
     }
 }

@@ -170,7 +170,7 @@ impl<'a> Calibrator<'a> {
             found
         } else {
             let made = self.rounded(i, &prefix)?;
-            self.journal.keep(&step, &made)?;
+            self.journal.keep(&step, &made);
             (self.rebuilt(i, &prefix, &made).expect("all that was rounded is there"), made)
         };
         self.emit(|name| name.starts_with(&prefix), made)?;

@@ -28,16 +28,7 @@ impl Cpu {
     /// # Errors
     /// When threads cannot be started.
     pub fn new(kernels: Kernels, n_threads: usize, spec: &Spec, max_tokens: usize) -> Result<Self, SessionError> {
-        let window = spec.attention.window.as_ref().and_then(|w| w.rotary.as_ref());
-        let rotaries = match &spec.position {
-            Position::Rotary(rotary) => vec![rotary],
-            Position::Learned
-            | Position::Sinusoidal(_)
-            | Position::Alibi(_)
-            | Position::RelativeBias(_)
-            | Position::None => vec![],
-        };
-        let rotations = rotaries.into_iter().chain(window).map(|rotary| Rotation::new(rotary, max_tokens)).collect();
+        let rotations = rotaries(spec).map(|rotary| Rotation::new(rotary, max_tokens)).collect::<Result<_, _>>()?;
         let slopes = match &spec.position {
             Position::Alibi(alibi) => slopes(alibi, spec.attention.n_heads),
             _ => Vec::new(),
@@ -68,13 +59,28 @@ impl Cpu {
 
     /// Bytes of scratch memory.
     pub fn scratch_bytes(&self) -> usize {
-        self.scratch.bytes()
+        let positions = |r: &Rotation| Rotation::bytes_of(r.rotary(), r.max_tokens());
+        self.scratch.bytes() + self.rotations.iter().map(positions).sum::<usize>()
     }
 
     /// Bytes of scratch memory of a device for batches of up to `max_tokens`.
     pub fn scratch_bytes_of(spec: &Spec, max_tokens: usize) -> usize {
-        MatmulScratch::bytes_of(max_tokens, widest(spec))
+        let positions = rotaries(spec).map(|rotary| Rotation::bytes_of(rotary, max_tokens));
+        positions.fold(MatmulScratch::bytes_of(max_tokens, widest(spec)), usize::saturating_add)
     }
+}
+
+/// The rotary positions of all layers, and those of layers with a window if they have their own.
+fn rotaries(spec: &Spec) -> impl Iterator<Item = &Rotary> {
+    let usual = match &spec.position {
+        Position::Rotary(rotary) => Some(rotary),
+        Position::Learned
+        | Position::Sinusoidal(_)
+        | Position::Alibi(_)
+        | Position::RelativeBias(_)
+        | Position::None => None,
+    };
+    usual.into_iter().chain(spec.attention.window.as_ref().and_then(|w| w.rotary.as_ref()))
 }
 
 /// The most columns that a product of this architecture has.

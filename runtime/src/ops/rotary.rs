@@ -1,6 +1,7 @@
 //! Rotary position embedding (Su et al. 2021, arXiv:2104.09864), and what makes it reach further.
 
-use super::{Buffer, rows_per_task};
+use super::{Buffer, rows_per_task, zeros};
+use crate::error::SessionError;
 use crate::spec::{Pairs, Rotary, RotaryScaling};
 use crate::threads::Pool;
 
@@ -20,19 +21,32 @@ pub struct Rotation {
 
 impl Rotation {
     /// Room for `max_tokens`.
-    pub fn new(rotary: &Rotary, max_tokens: usize) -> Self {
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn new(rotary: &Rotary, max_tokens: usize) -> Result<Self, SessionError> {
         let half = rotary.dims / 2;
         let magnitude = match rotary.scaling {
             Some(RotaryScaling::Yarn { magnitude, .. }) => magnitude,
             _ => 1.0,
         };
-        Self {
+        Ok(Self {
             frequencies: (0..half).map(|i| frequency(rotary, i, 0)).collect(),
             rotary: rotary.clone(),
             magnitude,
             positions: Vec::with_capacity(max_tokens),
-            turns: vec![(1.0, 0.0); half * max_tokens],
-        }
+            turns: zeros(half * max_tokens, (1.0, 0.0), "rotary positions")?,
+        })
+    }
+
+    /// What there is room for.
+    pub fn max_tokens(&self) -> usize {
+        self.turns.len() / self.frequencies.len().max(1)
+    }
+
+    /// Bytes of one for `max_tokens`.
+    pub fn bytes_of(rotary: &Rotary, max_tokens: usize) -> usize {
+        max_tokens.saturating_mul(size_of::<usize>() + rotary.dims / 2 * size_of::<(f32, f32)>())
     }
 
     /// What it turns by.

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::validate::in_order;
 use super::{MAX_COUNT, NormKind, Rotary, Trained, is_default, is_yes, yes};
 use serde::{Deserialize, Serialize};
 
@@ -105,10 +106,7 @@ impl Sparse {
                 return Err(format!("sparse `{name}` is {value}, expected 1 to {MAX_COUNT}"));
             }
         }
-        match self.layers.iter().flatten().find(|&&layer| layer >= n_layers) {
-            Some(layer) => Err(format!("sparse attention in layer {layer}, there are {n_layers}")),
-            None => Ok(()),
-        }
+        in_order("sparse attention", self.layers.as_deref(), n_layers)
     }
 }
 

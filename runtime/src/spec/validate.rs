@@ -2,6 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+/// Experts of all layers together, at most: a hostile description must not ask for absurd lists.
+const MAX_EXPERTS: usize = 1 << 17;
+
+/// Positions of a text that is read at once, at most: room for all of them is taken beforehand.
+const MAX_AT_ONCE: usize = 1 << 16;
+
 use super::{Head, Logits, MAX_COUNT, MAX_HEAD_DIM, NormKind, Place, Position, Residual, Spec, Trained};
 
 impl Spec {
@@ -25,6 +31,10 @@ impl Spec {
                 return Err(format!("`{name}` is {value}, expected 1 to {MAX_COUNT}"));
             }
         }
+        if !a.causal && self.context_length > MAX_AT_ONCE {
+            let found = self.context_length;
+            return Err(format!("`context_length` {found} of a text that is read at once, at most {MAX_AT_ONCE}"));
+        }
         if !a.n_heads.is_multiple_of(a.n_kv_heads) {
             return Err(format!("`n_heads` {} is not a multiple of `n_kv_heads` {}", a.n_heads, a.n_kv_heads));
         }
@@ -42,13 +52,10 @@ impl Spec {
             Position::Learned | Position::None => {}
         }
         if let Some(window) = &a.window {
-            let layers = window.layers.iter().flatten();
             if window.size == 0 || window.size > MAX_COUNT {
                 return Err(format!("window `size` is {}, expected 1 to {MAX_COUNT}", window.size));
             }
-            if let Some(layer) = layers.clone().find(|&&layer| layer >= self.n_layers) {
-                return Err(format!("window of layer {layer}, there are {}", self.n_layers));
-            }
+            in_order("window", window.layers.as_deref(), self.n_layers)?;
             match (&window.rotary, &self.position) {
                 (Some(rotary), Position::Rotary(_)) => rotary.validate(a.head_dim)?,
                 (Some(_), _) => return Err("a window with `rotary`, other layers have none".into()),
@@ -63,23 +70,7 @@ impl Spec {
         }
         self.validate_linear()?;
         self.validate_norms()?;
-        if let Some(e) = &self.mlp.experts {
-            for (name, value) in [
-                ("experts `count`", e.count),
-                ("experts `ffn_dim`", e.ffn_dim),
-                ("`shared_dim`", e.shared_dim.unwrap_or(1)),
-            ] {
-                if value == 0 || value > MAX_COUNT {
-                    return Err(format!("{name} is {value}, expected 1 to {MAX_COUNT}"));
-                }
-            }
-            if e.used == 0 || e.used > e.count {
-                return Err(format!("experts `used` is {}, there are {}", e.used, e.count));
-            }
-            if self.residual != Residual::Sequential || self.norm.place != Place::Before {
-                return Err("experts in a block that is not sequential with norms before".into());
-            }
-        }
+        self.validate_experts()?;
         self.validate_output()?;
         if let Some(dim) = self.embedding.dim
             && (dim == 0 || dim > MAX_COUNT)
@@ -106,6 +97,32 @@ impl Spec {
         }
         if let Some(id) = self.eos_ids.iter().find(|&&id| id as usize >= self.vocab_size) {
             return Err(format!("end-of-text id {id} is outside the vocabulary of {}", self.vocab_size));
+        }
+        Ok(())
+    }
+
+    /// Checks that there are as many experts as are taken, where they can be.
+    fn validate_experts(&self) -> Result<(), String> {
+        let Some(e) = &self.mlp.experts else { return Ok(()) };
+        for (name, value) in [
+            ("experts `count`", e.count),
+            ("experts `ffn_dim`", e.ffn_dim),
+            ("`shared_dim`", e.shared_dim.unwrap_or(1)),
+        ] {
+            if value == 0 || value > MAX_COUNT {
+                return Err(format!("{name} is {value}, expected 1 to {MAX_COUNT}"));
+            }
+        }
+        in_order("experts", e.layers.as_deref(), self.n_layers)?;
+        if e.count > MAX_EXPERTS / self.n_layers.min(MAX_EXPERTS) {
+            let (count, n_layers) = (e.count, self.n_layers);
+            return Err(format!("{count} experts in each of {n_layers} layers, at most {MAX_EXPERTS} in all"));
+        }
+        if e.used == 0 || e.used > e.count {
+            return Err(format!("experts `used` is {}, there are {}", e.used, e.count));
+        }
+        if self.residual != Residual::Sequential || self.norm.place != Place::Before {
+            return Err("experts in a block that is not sequential with norms before".into());
         }
         Ok(())
     }
@@ -178,11 +195,23 @@ pub(super) fn positive(name: &str, value: f32) -> Result<(), String> {
     if good { Ok(()) } else { Err(format!("{name} is {value}, expected a positive number")) }
 }
 
+/// Checks that a list of layers is in order, each once, and that there are so many.
+pub(super) fn in_order(part: &str, layers: Option<&[usize]>, n_layers: usize) -> Result<(), String> {
+    let layers = layers.unwrap_or_default();
+    match (layers.last(), layers.windows(2).find(|pair| pair[0] >= pair[1])) {
+        (Some(&last), _) if last >= n_layers => Err(format!("{part} of layer {last}, there are {n_layers}")),
+        (_, Some(pair)) => {
+            Err(format!("{part} of layer {} behind {}, expected each once and in order", pair[1], pair[0]))
+        }
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::small;
     use super::super::{
-        FeatureMap, Pairs, QkNorm, QkNormOver, RelativeBias, Rotary, Sinusoidal, Sparse, SparsePattern, Window,
+        Experts, FeatureMap, Pairs, QkNorm, QkNormOver, RelativeBias, Rotary, Sinusoidal, Sparse, SparsePattern, Window,
     };
     use super::*;
 
@@ -192,9 +221,13 @@ mod tests {
         Sparse { block: 8, local: 2, stride, pattern: SparsePattern::Strided, layers }
     }
 
+    fn experts(count: usize, layers: Option<Vec<usize>>) -> Experts {
+        Experts { count, used: 1, ffn_dim: 8, renormalized: true, shared_dim: None, layers }
+    }
+
     #[test]
     fn rejects_numbers_that_do_not_fit_together() {
-        let cases: [(&str, Change); 23] = [
+        let cases: [(&str, Change); 27] = [
             ("sinusoidal positions of `d_model` 3", |s| {
                 (s.d_model, s.position) = (3, Position::Sinusoidal(Sinusoidal { pairs: Pairs::Halves, offset: 0 }));
             }),
@@ -212,7 +245,17 @@ mod tests {
             ("scale of the `stream` is 0", |s| s.scales.stream = 0.0),
             ("logits `scale` is -1", |s| s.logits.scale = -1.0),
             ("sparse `stride` is 0", |s| s.attention.sparse = Some(sparse(0, None))),
-            ("sparse attention in layer 2, there are 2", |s| s.attention.sparse = Some(sparse(3, Some(vec![2])))),
+            ("sparse attention of layer 2, there are 2", |s| s.attention.sparse = Some(sparse(3, Some(vec![2])))),
+            ("sparse attention of layer 0 behind 1, expected each once", |s| {
+                s.attention.sparse = Some(sparse(3, Some(vec![1, 0])));
+            }),
+            ("16777216 experts in each of 2 layers, at most 131072 in all", |s| {
+                s.mlp.experts = Some(experts(1 << 24, None))
+            }),
+            ("experts of layer 1 behind 1", |s| s.mlp.experts = Some(experts(4, Some(vec![1, 1])))),
+            ("`context_length` 65537 of a text that is read at once, at most 65536", |s| {
+                (s.attention.causal, s.context_length) = (false, 65_537);
+            }),
             ("sparse attention with a window", |s| {
                 s.attention.sparse = Some(sparse(3, None));
                 s.attention.window = Some(Window { size: 3, layers: None, rotary: None });

@@ -147,7 +147,7 @@ impl Steps {
         self.ids.extend_from_slice(text.get(start..).unwrap_or_default());
         let n_new = self.ids.len();
         // A prompt is long enough by itself.
-        let room = if n_new == 1 { (session.context() - start - 1).min(most.saturating_sub(1)) } else { 0 };
+        let room = if n_new == 1 { (session.context() - start).min(most).saturating_sub(1) } else { 0 };
         let n_run = self.guess(text, room)?;
         self.ids.extend(self.guesses[..n_run].iter().map(|g| g.id));
 
@@ -173,7 +173,12 @@ impl Steps {
                 break;
             }
         }
-        session.rewind(session.resume_point((start + n_new + right).min(text.len().saturating_sub(1))));
+        let known = (start + n_new + right).min(text.len().saturating_sub(1));
+        // Sums of linear attention can be taken back by a whole step only: what was right of it runs again.
+        session.rewind(match session.resume_point(known) {
+            0 => session.resume_point(start),
+            position => position,
+        });
         if n_new == 1 {
             self.statistics.steps += 1;
             self.statistics.guessed += n_run;

@@ -15,7 +15,7 @@ pub(super) const POSITIONS: Kinds<fn(&Config, &Sizes) -> Result<Position, Conver
     ("learned", |_, _| Ok(Position::Learned)),
     ("sinusoidal", |config, _| {
         let pairs = kind(config, "sinusoidal_pairs", PAIRS)?.unwrap_or(Pairs::Interleaved);
-        let offset = config.size(&["sinusoidal_offset"])?.unwrap_or(0);
+        let offset = config.count("sinusoidal_offset")?.unwrap_or(0);
         Ok(Position::Sinusoidal(Sinusoidal { pairs, offset }))
     }),
     ("rotary", |config, sizes| Ok(Position::Rotary(rotary(config, sizes, None)?))),
