@@ -250,7 +250,7 @@ mod tests {
                 s.attention.sparse = Some(sparse(3, Some(vec![1, 0])));
             }),
             ("16777216 experts in each of 2 layers, at most 131072 in all", |s| {
-                s.mlp.experts = Some(experts(1 << 24, None))
+                s.mlp.experts = Some(experts(1 << 24, None));
             }),
             ("experts of layer 1 behind 1", |s| s.mlp.experts = Some(experts(4, Some(vec![1, 1])))),
             ("`context_length` 65537 of a text that is read at once, at most 65536", |s| {
