@@ -3,7 +3,7 @@
 #
 # PREFIX gets include/tidbit.h, lib/libtidbit.{so,a} (or .dylib) with its soname, and files for pkg-config and CMake. The
 # profile is `embed`: small and stripped. With --small, models whose tokenizer is kept as JSON (those that the converter could
-# not turn into tables) are answered by TIDBIT_UNSUPPORTED, and the library is half as large. Nothing in PREFIX names PREFIX, so it can be moved as a whole.
+# not turn into tables) are answered by TIDBIT_UNSUPPORTED, and the library is three fifths as large. Nothing in PREFIX names PREFIX, so it can be moved as a whole.
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,7s/^# //p' "$0" >&2; exit 2; }
 prefix=$1
