@@ -178,28 +178,59 @@ pub(in crate::kernels) unsafe fn to_f16<S: Simd>(x: *const f32, n: usize, out: *
     }
 }
 
+/// Values by vectors; the last, partial one is a copy, filled up with zeros.
+struct Padded {
+    x: *const f32,
+    n: usize,
+    last: [f32; LANES],
+}
+
+impl Padded {
+    #[inline(always)]
+    unsafe fn new(x: *const f32, n: usize) -> Self {
+        let (whole, mut last) = (n / LANES * LANES, [0.0f32; LANES]);
+        // SAFETY: the caller's pointer covers `n` elements.
+        unsafe { last[..n - whole].copy_from_slice(std::slice::from_raw_parts(x.add(whole), n - whole)) };
+        Self { x, n, last }
+    }
+
+    /// The vector from value `i` on, a multiple of 16.
+    #[inline(always)]
+    unsafe fn at<S: Simd>(&self, i: usize) -> S::F {
+        // SAFETY: whole vectors lie inside, the last one is in the array.
+        unsafe { S::load(if i + LANES <= self.n { self.x.add(i) } else { self.last.as_ptr() }) }
+    }
+
+    /// The largest magnitude, and what is 0, or NaN when a value is NaN or infinite.
+    #[inline(always)]
+    unsafe fn largest<S: Simd>(&self) -> (f32, f32) {
+        // SAFETY: the features are the caller's promise.
+        unsafe {
+            let (mut most, mut poison) = (S::splat(0.0), S::splat(0.0));
+            for i in (0..self.n).step_by(LANES) {
+                most = S::max(most, S::abs(self.at::<S>(i)));
+                poison = S::fma(self.at::<S>(i), S::splat(0.0), poison);
+            }
+            (S::largest(most), S::sum(poison))
+        }
+    }
+}
+
 /// Quantizes `n` values to 8 bits with one scale, the largest magnitude over 127 rounded to f16, whose bits are returned. `out` is
 /// padded to 16 with zeros. NaN and infinity make the scale NaN.
 #[inline(always)]
 pub(in crate::kernels) unsafe fn to_q8<S: Simd>(x: *const f32, n: usize, out: *mut i8) -> u16 {
-    // SAFETY: the caller's pointers cover `n` elements, `out` rounded up to 16; the last, partial vector goes through an array.
+    // SAFETY: the caller's pointers cover `n` elements, `out` rounded up to 16.
     unsafe {
-        let whole = n / LANES * LANES;
-        let mut last = [0.0f32; LANES];
-        last[..n - whole].copy_from_slice(std::slice::from_raw_parts(x.add(whole), n - whole));
-        let at = |i: usize| S::load(if i < whole { x.add(i) } else { last.as_ptr() });
-        let (mut most, mut poison) = (S::splat(0.0), S::splat(0.0));
-        for i in (0..n).step_by(LANES) {
-            most = S::max(most, S::abs(at(i)));
-            poison = S::fma(at(i), S::splat(0.0), poison);
-        }
+        let x = Padded::new(x, n);
+        let (most, poison) = x.largest::<S>();
         let mut bits = [0u16; LANES];
-        let scale = (S::largest(most) / 127.0).min(65504.0) + S::sum(poison);
+        let scale = (most / 127.0).min(65504.0) + poison;
         S::store_f16(bits.as_mut_ptr(), S::splat(scale));
         let rounded = S::to_array(S::load_f16(bits.as_ptr()))[0];
         let inverse = S::splat(if rounded > 0.0 { 1.0 / rounded } else { 0.0 });
         for i in (0..n).step_by(LANES) {
-            let q = S::round(S::mul(at(i), inverse));
+            let q = S::round(S::mul(x.at::<S>(i), inverse));
             S::store_i8(out.add(i), S::max(S::min(q, S::splat(127.0)), S::splat(-127.0)));
         }
         bits[0]
@@ -211,18 +242,10 @@ pub(in crate::kernels) unsafe fn to_q8<S: Simd>(x: *const f32, n: usize, out: *m
 /// with zeros. NaN and infinity make the scale NaN.
 #[inline(always)]
 pub(in crate::kernels) unsafe fn to_q4<S: Simd>(x: *const f32, n: usize, out: *mut i8) -> u16 {
-    // SAFETY: the caller's pointers cover `n` elements, `out` rounded up to 16; the last, partial vector goes through an array.
+    // SAFETY: the caller's pointers cover `n` elements, `out` rounded up to 16.
     unsafe {
-        let whole = n / LANES * LANES;
-        let mut last = [0.0f32; LANES];
-        last[..n - whole].copy_from_slice(std::slice::from_raw_parts(x.add(whole), n - whole));
-        let at = |i: usize| S::load(if i < whole { x.add(i) } else { last.as_ptr() });
-        let (mut most, mut poison) = (S::splat(0.0), S::splat(0.0));
-        for i in (0..n).step_by(LANES) {
-            most = S::max(most, S::abs(at(i)));
-            poison = S::fma(at(i), S::splat(0.0), poison);
-        }
-        let (most, poison) = (S::largest(most), S::sum(poison));
+        let x = Padded::new(x, n);
+        let (most, poison) = x.largest::<S>();
         // The scale of these bits, and what to multiply by: 0 where no scale is small enough.
         let rounded = |scale: f32| {
             let mut bits = [0u16; LANES];
@@ -236,7 +259,7 @@ pub(in crate::kernels) unsafe fn to_q4<S: Simd>(x: *const f32, n: usize, out: *m
             let (_, scale, inverse) = rounded(candidate);
             let mut errors = S::splat(0.0);
             for i in (0..n).step_by(LANES) {
-                let error = S::sub(S::mul(code(at(i), inverse), scale), at(i));
+                let error = S::sub(S::mul(code(x.at::<S>(i), inverse), scale), x.at::<S>(i));
                 errors = S::fma(error, error, errors);
             }
             let error = S::sum(errors);
@@ -246,7 +269,7 @@ pub(in crate::kernels) unsafe fn to_q4<S: Simd>(x: *const f32, n: usize, out: *m
         }
         let (bits, _, inverse) = rounded(best);
         for i in (0..n).step_by(LANES) {
-            S::store_i8(out.add(i), code(at(i), inverse));
+            S::store_i8(out.add(i), code(x.at::<S>(i), inverse));
         }
         bits
     }
