@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The kernel tests for aarch64, under qemu: once on a processor with dot products, once on one without.
+# The kernel tests for aarch64, under qemu: on a processor with products of matrices, one with dot products, and one without.
 #
 # Needs cargo; a cross linker and qemu come from apt-get where they are missing. The standard library for aarch64 comes
 # from rustup or, where rustup cannot give it, from Debian with Debian's compiler (DEBIAN_RUSTC=1 asks for that one).
@@ -56,5 +56,6 @@ kernels() {
   CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu $1 -L /usr/aarch64-linux-gnu" TIDBIT_TEST_BEST_ISA=$2 \
     cargo test --locked --quiet -p tidbit-runtime --lib --target "$target" kernels
 }
-kernels max dotprod
+kernels max i8mm
+kernels neoverse-n1 dotprod
 kernels cortex-a72 neon

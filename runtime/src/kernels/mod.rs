@@ -287,7 +287,11 @@ pub fn supported() -> Vec<Kernels> {
     #[cfg(target_arch = "aarch64")]
     {
         let neon = std::arch::is_aarch64_feature_detected!("neon");
-        if neon && std::arch::is_aarch64_feature_detected!("dotprod") {
+        let dotprod = neon && std::arch::is_aarch64_feature_detected!("dotprod");
+        if dotprod && std::arch::is_aarch64_feature_detected!("i8mm") {
+            list.push(Kernels { name: "i8mm", row: &table::i8mm_row::ROW });
+        }
+        if dotprod {
             list.push(Kernels { name: "dotprod", row: &table::dotprod_row::ROW });
         }
         if neon {

@@ -32,6 +32,8 @@ pub(crate) trait Simd: Copy {
     const I8_OFFSET: i32;
     /// The same for table entries.
     const CODE_OFFSET: i32;
+    /// Whether many tokens are multiplied in pairs, by [`dot_pair`](Self::dot_pair).
+    const PAIRS: bool = false;
 
     unsafe fn splat(v: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
@@ -107,6 +109,34 @@ pub(crate) trait Simd: Copy {
     unsafe fn dot_u8(acc: Self::I, a: Self::B, w: Self::B) -> Self::I;
     /// `acc[row] + sum over 4 columns of w[row][col]^2`, `w` in -63..=63.
     unsafe fn dot_squares(acc: Self::I, w: Self::B) -> Self::I;
+
+    /// Stores weights of two groups of columns that follow each other, 128 bytes, as [`dot_pair`](Self::dot_pair) loads them if
+    /// [`PAIRS`](Self::PAIRS), and one after the other if not.
+    #[inline(always)]
+    unsafe fn store_pair(p: *mut u8, first: Self::B, second: Self::B) {
+        // SAFETY: passed on.
+        unsafe {
+            Self::store_bytes(p, first);
+            Self::store_bytes(p.add(64), second);
+        }
+    }
+    /// Adds to the sums of two tokens the dot products of 8 columns, weights at `w`, activations at `x`. In which order the
+    /// sums lie is up to the instruction set until [`split_pair`](Self::split_pair); it starts from zeros.
+    ///
+    /// # Panics
+    /// Unless [`PAIRS`](Self::PAIRS).
+    #[inline(always)]
+    unsafe fn dot_pair(_acc: [Self::I; 2], _w: *const u8, _x: [*const i8; 2]) -> [Self::I; 2] {
+        unreachable!("an instruction set without products of pairs")
+    }
+    /// The sums of either token.
+    ///
+    /// # Panics
+    /// Unless [`PAIRS`](Self::PAIRS).
+    #[inline(always)]
+    unsafe fn split_pair(_acc: [Self::I; 2]) -> [Self::I; 2] {
+        unreachable!("an instruction set without products of pairs")
+    }
 
     /// Asks for the cache line at `p`, which need not be valid.
     unsafe fn prefetch(p: *const u8);

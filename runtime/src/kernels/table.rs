@@ -50,6 +50,8 @@ impl Encoders {
             #[cfg(target_arch = "x86_64")]
             "avx2" => &avx2_row::ENCODERS,
             #[cfg(target_arch = "aarch64")]
+            "i8mm" => &i8mm_row::ENCODERS,
+            #[cfg(target_arch = "aarch64")]
             "dotprod" => &dotprod_row::ENCODERS,
             #[cfg(target_arch = "aarch64")]
             "neon" => &neon_row::ENCODERS,
@@ -303,3 +305,7 @@ instantiate!(neon_row, crate::kernels::aarch64::neon::Neon<crate::kernels::aarch
 instantiate!(dotprod_row, crate::kernels::aarch64::neon::Neon<crate::kernels::aarch64::neon::Sdot>,
     #[target_feature(enable = "neon,dotprod")]
     int 1 x 4, float 1 x 6, attention 6 1 1, one 4 4, in bytes 3 1 1, one 2 2, peak 2 x 2);
+#[cfg(target_arch = "aarch64")]
+instantiate!(i8mm_row, crate::kernels::aarch64::neon::Neon<crate::kernels::aarch64::neon::Smmla>,
+    #[target_feature(enable = "neon,dotprod,i8mm")]
+    int 1 x 2, float 1 x 6, attention 6 1 1, one 4 4, in bytes 3 1 1, one 2 2, peak 2 x 2);

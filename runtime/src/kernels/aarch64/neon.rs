@@ -1,6 +1,6 @@
-//! NEON, which every aarch64 processor has, and its dot product instruction: 16 lanes are four registers.
+//! NEON, which every aarch64 processor has, and its instructions for products of bytes: 16 lanes are four registers.
 //!
-//! Weights and table entries stay signed. The two rows differ in one function, [`Dot`]; all else is shared.
+//! Weights and table entries stay signed. The rows differ in one trait, [`Dot`]; all else is shared.
 //!
 //! No clock of such a processor was at hand; what could be measured is instructions, in the release binary, for 512
 //! products of a weight and an activation (one block of 16 rows x 32 columns and one token), with all that the loop
@@ -10,25 +10,23 @@
 //! |---|---|---|---|---|
 //! | `avx512` | 49 | 39 | 20 | 0.10 |
 //! | `avx2` | 135 | 124 | 92 | 0.26 |
-//! | `dotprod` | 170 | 119 | 77 | 0.33 |
+//! | `i8mm` | 170 | 119 | 61 | 0.33 |
+//! | `dotprod` | 170 | 119 | 86 | 0.33 |
 //! | `neon` | 274 | 230 | 184 | 0.54 |
 //!
 //! Registers of 128 bits make `dotprod`'s 170: 32 `sdot`, 32 `tbl` and 32 to split nibbles. Eight more broadcast four
 //! activations each (`ld1r`, which has no offset: about as many additions); `sdot` by element would need only two loads
 //! for a block, but a `Simd::dot_code` that takes 16 activations and a constant index. By the same count integer tiles
-//! of 1 x 4 tokens are best with `sdot` (77; 1 x 2 takes 89), 1 x 3 without (184; 1 x 2 takes 191).
+//! of 1 x 4 tokens are best with `sdot`, 1 x 3 without (184; 1 x 2 takes 191).
 //!
-//! `smmla` (i8mm) is not used. It multiplies 2 rows x 8 columns by 2 tokens x 8 columns, 32 products for `sdot`'s 16,
-//! so it serves many tokens only; for one token half of its work is thrown away. A pair of column groups of a panel
-//! becomes its operand with one `zip1` and one `zip2` of 32-bit lanes, which fits the unpacking. What is missing in
-//! `Simd`: a step of `unpack` that reorders a pair of groups, a dot product of such a pair with two tokens (four registers
-//! of two rows x two tokens for eight rows), and their separation by `uzp1` and `uzp2` at the end of a block.
+//! `smmla` (i8mm) multiplies 2 rows x 8 columns by 2 tokens x 8 columns, 32 products for `sdot`'s 16; for one token half of its
+//! work would be thrown away. Tiles of 1 x 2 tokens are best (61): with 1 x 4 the sums do not fit the registers (68). Two pairs
+//! that share each load of weights, their sums going through memory once a block, should take about 47: not tried.
 
 use crate::kernels::simd::{LANES, Simd};
 #[allow(clippy::wildcard_imports, reason = "fifty intrinsics")]
 use std::arch::aarch64::*;
 use std::arch::asm;
-use std::array::from_fn;
 use std::marker::PhantomData;
 
 /// How 4 rows x 4 columns of signed bytes meet 4 activations.
@@ -36,8 +34,14 @@ use std::marker::PhantomData;
 /// # Safety
 /// As for [`Simd`].
 pub(crate) trait Dot: Copy {
+    /// Whether there is `dot_pair`.
+    const PAIRS: bool = false;
     /// `acc[row] + sum over 4 columns of w[row][col] * x[row][col]`, exactly, for `x` in -127..=127.
     unsafe fn dot(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t;
+    /// `acc[row][token] + sum over 8 columns of w[row][col] * x[token][col]`, two rows and two tokens.
+    unsafe fn dot_pair(_acc: int32x4_t, _w: int8x16_t, _x: int8x16_t) -> int32x4_t {
+        unreachable!("an instruction set without products of pairs")
+    }
 }
 
 /// Multiplies into 16 bits and widens: no feature beyond NEON.
@@ -103,11 +107,60 @@ fn sdot(mut acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
     acc
 }
 
+/// `sdot`, and for pairs of tokens `smmla`, in processors from about 2021 on.
+#[derive(Clone, Copy)]
+pub(crate) struct Smmla;
+
+impl Dot for Smmla {
+    const PAIRS: bool = true;
+    #[inline(always)]
+    unsafe fn dot(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+        // SAFETY: the feature is the caller's promise.
+        unsafe { sdot(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn dot_pair(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+        // SAFETY: the feature is the caller's promise.
+        unsafe { smmla(acc, w, x) }
+    }
+}
+
+/// The intrinsic, `vmmlaq_s32`, is unstable.
+#[target_feature(enable = "neon,i8mm")]
+#[inline]
+fn smmla(mut acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+    // SAFETY: three registers and nothing else.
+    unsafe {
+        asm!(
+            "smmla {acc:v}.4s, {w:v}.16b, {x:v}.16b",
+            acc = inout(vreg) acc,
+            w = in(vreg) w,
+            x = in(vreg) x,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    acc
+}
+
 /// NEON with one of the ways to multiply bytes.
 #[derive(Clone, Copy)]
 pub(crate) struct Neon<D>(PhantomData<D>);
 
+/// The four quarters. Neither this nor the next two are `array::map` or `array::from_fn`: what those pass closures through has
+/// not the features of who calls them, and the compiler stopped inlining it in large kernels, at the price of a call and a trip
+/// through memory for each quarter.
+#[inline(always)]
+fn four<R>(f: impl Fn(usize) -> R) -> [R; 4] {
+    [f(0), f(1), f(2), f(3)]
+}
+
 /// Applies `f` to the four quarters.
+#[inline(always)]
+fn each<A: Copy, R>(a: [A; 4], f: impl Fn(A) -> R) -> [R; 4] {
+    [f(a[0]), f(a[1]), f(a[2]), f(a[3])]
+}
+
+/// Applies `f` to the four quarters of both.
 #[inline(always)]
 fn quarters<A: Copy, B: Copy, R>(a: [A; 4], b: [B; 4], f: impl Fn(A, B) -> R) -> [R; 4] {
     [f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])]
@@ -149,6 +202,7 @@ impl<D: Dot> Simd for Neon<D> {
     type T = int8x16_t;
     const I8_OFFSET: i32 = 0;
     const CODE_OFFSET: i32 = 0;
+    const PAIRS: bool = D::PAIRS;
 
     #[inline(always)]
     unsafe fn splat(v: f32) -> Self::F {
@@ -156,7 +210,7 @@ impl<D: Dot> Simd for Neon<D> {
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self::F {
-        from_fn(|i| unsafe { vld1q_f32(p.add(i * 4)) })
+        four(|i| unsafe { vld1q_f32(p.add(i * 4)) })
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::F) {
@@ -166,11 +220,11 @@ impl<D: Dot> Simd for Neon<D> {
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self::F {
-        from_fn(|i| unsafe { vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p.add(i * 4)))) })
+        four(|i| unsafe { vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p.add(i * 4)))) })
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self::F {
-        from_fn(|i| unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p.add(i * 4)))) })
+        four(|i| unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p.add(i * 4)))) })
     }
     #[inline(always)]
     unsafe fn store_f16(p: *mut u16, v: Self::F) {
@@ -196,7 +250,7 @@ impl<D: Dot> Simd for Neon<D> {
     }
     #[inline(always)]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        from_fn(|i| unsafe { vfmaq_f32(c[i], a[i], b[i]) })
+        four(|i| unsafe { vfmaq_f32(c[i], a[i], b[i]) })
     }
     #[inline(always)]
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
@@ -208,19 +262,19 @@ impl<D: Dot> Simd for Neon<D> {
     }
     #[inline(always)]
     unsafe fn abs(a: Self::F) -> Self::F {
-        a.map(|a| unsafe { vabsq_f32(a) })
+        each(a, |a| unsafe { vabsq_f32(a) })
     }
     #[inline(always)]
     unsafe fn select_lt(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
-        from_fn(|i| unsafe { vbslq_f32(vcltq_f32(a[i], b[i]), x[i], y[i]) })
+        four(|i| unsafe { vbslq_f32(vcltq_f32(a[i], b[i]), x[i], y[i]) })
     }
     #[inline(always)]
     unsafe fn round(a: Self::F) -> Self::F {
-        a.map(|a| unsafe { vrndnq_f32(a) })
+        each(a, |a| unsafe { vrndnq_f32(a) })
     }
     #[inline(always)]
     unsafe fn pow2(n: Self::F) -> Self::F {
-        n.map(|n| unsafe {
+        each(n, |n| unsafe {
             let biased = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
             vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased))
         })
@@ -228,7 +282,7 @@ impl<D: Dot> Simd for Neon<D> {
     #[inline(always)]
     unsafe fn store_i8(p: *mut i8, v: Self::F) {
         unsafe {
-            let [a, b, c, d] = v.map(|v| vqmovn_s32(vcvtq_s32_f32(v)));
+            let [a, b, c, d] = each(v, |v| vqmovn_s32(vcvtq_s32_f32(v)));
             let bytes = vcombine_s8(vqmovn_s16(vcombine_s16(a, b)), vqmovn_s16(vcombine_s16(c, d)));
             vst1q_s8(p, bytes);
         }
@@ -239,7 +293,7 @@ impl<D: Dot> Simd for Neon<D> {
             // Sixteen squares of 4 x 4.
             let source = *v;
             for (rows, cols) in (0..16).map(|i| (i / 4, i % 4)) {
-                let square = from_fn(|i| source[rows * 4 + i][cols]);
+                let square = four(|i| source[rows * 4 + i][cols]);
                 for (i, column) in transpose4(square).into_iter().enumerate() {
                     v[cols * 4 + i][rows] = column;
                 }
@@ -256,7 +310,7 @@ impl<D: Dot> Simd for Neon<D> {
     }
     #[inline(always)]
     unsafe fn to_f(v: Self::I) -> Self::F {
-        v.map(|v| unsafe { vcvtq_f32_s32(v) })
+        each(v, |v| unsafe { vcvtq_f32_s32(v) })
     }
     #[inline(always)]
     unsafe fn table(entries: &[i8; 16]) -> Self::T {
@@ -271,21 +325,21 @@ impl<D: Dot> Simd for Neon<D> {
         unsafe {
             let bytes = vld1q_s8(p);
             let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes)));
-            [vget_low_s16(low), vget_high_s16(low), vget_low_s16(high), vget_high_s16(high)]
-                .map(|four| vcvtq_f32_s32(vmovl_s16(four)))
+            let parts = [vget_low_s16(low), vget_high_s16(low), vget_low_s16(high), vget_high_s16(high)];
+            each(parts, |part| vcvtq_f32_s32(vmovl_s16(part)))
         }
     }
     #[inline(always)]
     unsafe fn entries(index: Self::B, table: Self::T) -> Self::B {
-        index.map(|index| unsafe { vqtbl1q_s8(table, vreinterpretq_u8_s8(index)) })
+        each(index, |index| unsafe { vqtbl1q_s8(table, vreinterpretq_u8_s8(index)) })
     }
     #[inline(always)]
     unsafe fn centered(code: Self::B, half: i8) -> Self::B {
-        code.map(|code| unsafe { vsubq_s8(code, vdupq_n_s8(half)) })
+        each(code, |code| unsafe { vsubq_s8(code, vdupq_n_s8(half)) })
     }
     #[inline(always)]
     unsafe fn load_bytes(p: *const u8) -> Self::B {
-        from_fn(|i| unsafe { vld1q_s8(p.add(i * 16).cast()) })
+        four(|i| unsafe { vld1q_s8(p.add(i * 16).cast()) })
     }
     #[inline(always)]
     unsafe fn store_bytes(p: *mut u8, v: Self::B) {
@@ -306,16 +360,16 @@ impl<D: Dot> Simd for Neon<D> {
     }
     #[inline(always)]
     unsafe fn pack_i8(columns: [Self::F; 4]) -> Self::B {
-        from_fn(|rows| unsafe {
-            let [a, b, c, d] = columns.map(|column| vqmovn_s32(vcvtnq_s32_f32(column[rows])));
+        four(|rows| unsafe {
+            let [a, b, c, d] = each(columns, |column| vqmovn_s32(vcvtnq_s32_f32(column[rows])));
             let bytes = vcombine_s8(vqmovn_s16(vcombine_s16(a, b)), vqmovn_s16(vcombine_s16(c, d)));
             vqtbl1q_s8(bytes, rows_first())
         })
     }
     #[inline(always)]
     unsafe fn pack_u8(columns: [Self::F; 4]) -> Self::B {
-        from_fn(|rows| unsafe {
-            let [a, b, c, d] = columns.map(|column| vqmovn_s32(vcvtnq_s32_f32(column[rows])));
+        four(|rows| unsafe {
+            let [a, b, c, d] = each(columns, |column| vqmovn_s32(vcvtnq_s32_f32(column[rows])));
             let bytes = vcombine_u8(vqmovun_s16(vcombine_s16(a, b)), vqmovun_s16(vcombine_s16(c, d)));
             vqtbl1q_s8(vreinterpretq_s8_u8(bytes), rows_first())
         })
@@ -331,15 +385,15 @@ impl<D: Dot> Simd for Neon<D> {
     #[inline(always)]
     unsafe fn shift_right(v: Self::B, n: u32) -> Self::B {
         let by = -(n as i8);
-        v.map(|v| unsafe { vreinterpretq_s8_u8(vshlq_u8(vreinterpretq_u8_s8(v), vdupq_n_s8(by))) })
+        each(v, |v| unsafe { vreinterpretq_s8_u8(vshlq_u8(vreinterpretq_u8_s8(v), vdupq_n_s8(by))) })
     }
     #[inline(always)]
     unsafe fn shift_left(v: Self::B, n: u32) -> Self::B {
-        v.map(|v| unsafe { vshlq_s8(v, vdupq_n_s8(n as i8)) })
+        each(v, |v| unsafe { vshlq_s8(v, vdupq_n_s8(n as i8)) })
     }
     #[inline(always)]
     unsafe fn mask(v: Self::B, mask: u8) -> Self::B {
-        v.map(|v| unsafe { vandq_s8(v, vdupq_n_s8(mask as i8)) })
+        each(v, |v| unsafe { vandq_s8(v, vdupq_n_s8(mask as i8)) })
     }
     #[inline(always)]
     unsafe fn or(a: Self::B, b: Self::B) -> Self::B {
@@ -347,16 +401,16 @@ impl<D: Dot> Simd for Neon<D> {
     }
     #[inline(always)]
     unsafe fn select_above(a: Self::B, b: Self::B, x: Self::B, y: Self::B) -> Self::B {
-        from_fn(|i| unsafe { vbslq_s8(vcgtq_u8(vreinterpretq_u8_s8(a[i]), vreinterpretq_u8_s8(b[i])), x[i], y[i]) })
+        four(|i| unsafe { vbslq_s8(vcgtq_u8(vreinterpretq_u8_s8(a[i]), vreinterpretq_u8_s8(b[i])), x[i], y[i]) })
     }
     #[inline(always)]
     unsafe fn select_negative(v: Self::B, x: Self::B, y: Self::B) -> Self::B {
-        from_fn(|i| unsafe { vbslq_s8(vcltzq_s8(v[i]), x[i], y[i]) })
+        four(|i| unsafe { vbslq_s8(vcltzq_s8(v[i]), x[i], y[i]) })
     }
     #[inline(always)]
     unsafe fn dot_u8(acc: Self::I, a: Self::B, w: Self::B) -> Self::I {
         // Both operands of `sdot` are signed: `a * w` as `(a / 2) * 2 w + (a % 2) * w`.
-        from_fn(|i| unsafe {
+        four(|i| unsafe {
             let a = vreinterpretq_u8_s8(a[i]);
             let (half, odd) = (vshrq_n_u8::<1>(a), vandq_u8(a, vdupq_n_u8(1)));
             let acc = D::dot(acc[i], vaddq_s8(w[i], w[i]), vreinterpretq_s8_u8(half));
@@ -382,6 +436,40 @@ impl<D: Dot> Simd for Neon<D> {
             let two = larger(four, vextq_f32::<2>(four, four));
             vgetq_lane_f32::<0>(larger(two, vdupq_laneq_f32::<1>(two)))
         }
+    }
+    #[inline(always)]
+    unsafe fn store_pair(p: *mut u8, first: Self::B, second: Self::B) {
+        for i in 0..4 {
+            unsafe {
+                let (first, second) = (vreinterpretq_s32_s8(first[i]), vreinterpretq_s32_s8(second[i]));
+                if D::PAIRS {
+                    // Four rows of 8 columns each.
+                    vst1q_s32(p.add(32 * i).cast(), vzip1q_s32(first, second));
+                    vst1q_s32(p.add(32 * i + 16).cast(), vzip2q_s32(first, second));
+                } else {
+                    vst1q_s32(p.add(16 * i).cast(), first);
+                    vst1q_s32(p.add(16 * i + 64).cast(), second);
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_pair(acc: [Self::I; 2], w: *const u8, x: [*const i8; 2]) -> [Self::I; 2] {
+        unsafe {
+            let x = vcombine_s8(vld1_s8(x[0]), vld1_s8(x[1]));
+            let w = |rows: usize| vld1q_s8(w.add(16 * rows).cast());
+            [
+                quarters(acc[0], [w(0), w(1), w(2), w(3)], |acc, w| D::dot_pair(acc, w, x)),
+                quarters(acc[1], [w(4), w(5), w(6), w(7)], |acc, w| D::dot_pair(acc, w, x)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn split_pair(acc: [Self::I; 2]) -> [Self::I; 2] {
+        // Each has two rows of two tokens.
+        let [[a, b, c, d], [e, f, g, h]] = acc;
+        let (first, second) = ([a, c, e, g], [b, d, f, h]);
+        unsafe { [quarters(first, second, |a, b| vuzp1q_s32(a, b)), quarters(first, second, |a, b| vuzp2q_s32(a, b))] }
     }
     #[inline(always)]
     unsafe fn prefetch_second(p: *const u8) {

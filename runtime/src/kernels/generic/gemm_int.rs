@@ -440,9 +440,7 @@ unsafe fn unpack<S: Simd, W: IntWeights<S>>(weights: W, source: *const u8, n_blo
             prefetch::<S>(block, W::BLOCK_BYTES);
             for pair in 0..4 {
                 let (first, second) = weights.pair(block, pair);
-                let out = out.add(b * UNPACKED_BYTES + pair * 128);
-                S::store_bytes(out, first);
-                S::store_bytes(out.add(64), second);
+                S::store_pair(out.add(b * UNPACKED_BYTES + pair * 128), first, second);
             }
         }
     }
@@ -493,6 +491,66 @@ impl Chunk<'_> {
         }
     }
 
+    /// The dot products of block `b`.
+    #[inline(always)]
+    unsafe fn dots<S: Simd, D: Dots<S>, const P: usize, const T: usize>(&self, b: usize) -> [[S::I; P]; T] {
+        // SAFETY: the chunk covers `P` panels, `T` tokens and `n_blocks` blocks.
+        unsafe {
+            let mut dots = [[S::splat_i(0); P]; T];
+            for t in 0..T {
+                let x = &*self.x.add(t * self.x_stride + b);
+                dots[t] = [start::<S, D>(x); P];
+            }
+            for group in 0..GROUPS {
+                let mut operands = [S::load_bytes(self.weights.add(b * UNPACKED_BYTES + group * 64)); P];
+                for (p, operand) in operands.iter_mut().enumerate().skip(1) {
+                    *operand = S::load_bytes(self.weights.add((p * CHUNK_BLOCKS + b) * UNPACKED_BYTES + group * 64));
+                }
+                for t in 0..T {
+                    let x = (*self.x.add(t * self.x_stride + b)).q.as_ptr().add(group * 4);
+                    for p in 0..P {
+                        dots[t][p] = D::dot(dots[t][p], operands[p], x);
+                    }
+                }
+            }
+            dots
+        }
+    }
+
+    /// `sum` and the products of block `b` and token `t`.
+    #[inline(always)]
+    unsafe fn added<S: Simd>(&self, sum: S::F, dots: S::I, scale: S::F, (t, b): (usize, usize)) -> S::F {
+        // SAFETY: as for `dots`.
+        unsafe { S::fma(S::to_f(dots), S::mul(scale, S::splat((*self.x.add(t * self.x_stride + b)).scale)), sum) }
+    }
+
+    /// Adds the products of block `b` of panel `p` and of tokens `t` and `t + 1`, if there are so many; the last one without
+    /// another is computed twice.
+    #[inline(always)]
+    unsafe fn add_pair<S: Simd, const P: usize, const T: usize>(
+        &self,
+        (b, p, t): (usize, usize, usize),
+        scale: S::F,
+        sums: &mut [[S::F; P]; T],
+    ) {
+        const { assert!(!S::PAIRS || S::I8_OFFSET == 0 && S::CODE_OFFSET == 0) };
+        let other = (t + 1).min(T - 1);
+        // SAFETY: as for `dots`.
+        unsafe {
+            let weights = self.weights.add((p * CHUNK_BLOCKS + b) * UNPACKED_BYTES);
+            let [x, y] = [t, other].map(|t| (*self.x.add(t * self.x_stride + b)).q.as_ptr());
+            let mut dots = [S::splat_i(0); 2];
+            for pair in 0..GROUPS / 2 {
+                dots = S::dot_pair(dots, weights.add(pair * 128), [x.add(pair * 8), y.add(pair * 8)]);
+            }
+            let [first, second] = S::split_pair(dots);
+            sums[t][p] = self.added::<S>(sums[t][p], first, scale, (t, b));
+            if other > t {
+                sums[other][p] = self.added::<S>(sums[other][p], second, scale, (other, b));
+            }
+        }
+    }
+
     /// Adds the chunk's blocks to the sums of the next `T` tokens and `P` panels, all held in registers. Returns `T`.
     #[inline(always)]
     unsafe fn tokens<S: Simd, D: Dots<S>, const P: usize, const T: usize>(&mut self) -> usize {
@@ -514,29 +572,17 @@ impl Chunk<'_> {
                 }
             }
             for b in 0..self.n_blocks {
-                let mut dots = [[S::splat_i(0); P]; T];
-                for t in 0..T {
-                    let x = &*self.x.add(t * self.x_stride + b);
-                    dots[t] = [start::<S, D>(x); P];
-                }
-                for group in 0..GROUPS {
-                    let mut operands = [S::load_bytes(self.weights.add(b * UNPACKED_BYTES + group * 64)); P];
-                    for (p, operand) in operands.iter_mut().enumerate().skip(1) {
-                        *operand =
-                            S::load_bytes(self.weights.add((p * CHUNK_BLOCKS + b) * UNPACKED_BYTES + group * 64));
-                    }
-                    for t in 0..T {
-                        let x = (*self.x.add(t * self.x_stride + b)).q.as_ptr().add(group * 4);
-                        for p in 0..P {
-                            dots[t][p] = D::dot(dots[t][p], operands[p], x);
-                        }
-                    }
-                }
+                let dots = if S::PAIRS { [[S::splat_i(0); P]; T] } else { self.dots::<S, D, P, T>(b) };
                 for p in 0..P {
                     let scale = block_scales::<S>(self.scales.add(p * self.args.panel_bytes + b * LANES));
+                    if S::PAIRS {
+                        for t in (0..T).step_by(2) {
+                            self.add_pair::<S, P, T>((b, p, t), scale, &mut sums);
+                        }
+                        continue;
+                    }
                     for t in 0..T {
-                        let x = (*self.x.add(t * self.x_stride + b)).scale;
-                        sums[t][p] = S::fma(S::to_f(dots[t][p]), S::mul(scale, S::splat(x)), sums[t][p]);
+                        sums[t][p] = self.added::<S>(sums[t][p], dots[t][p], scale, (t, b));
                     }
                 }
             }
