@@ -11,8 +11,10 @@ What makes the figures comparable:
   the median of the rounds' ratios, because a shared machine drifts by more from minute to minute than two neighbouring
   processes differ.
 - Both get the same shape, threads, tokens and depth; one repetition that is not counted, then the median of the others.
-- Tidbit and llama.cpp map their file, keep keys and values in f16, compute the logits of the last position only, and
-  choosing a token is not timed. CTranslate2 does none of this: it has no call for it.
+- Tidbit and llama.cpp map their file, compute the logits of the last position only, and choosing a token is not timed.
+  CTranslate2 does none of this: it has no call for it.
+- Each keeps keys and values as it does by default: Tidbit in 8 bits beside integer weights, llama.cpp in f16. llama.cpp runs with
+  flash attention and without, and the faster counts.
 """
 import argparse
 import itertools
