@@ -1,6 +1,7 @@
 //! The command line: flags, their help and their examples. Values that the runtime checks (a
 //! temperature, a number of threads) are passed on as they are, so that there is one rule for them.
 
+use crate::access::AccessArgs;
 use crate::bench::BenchArgs;
 use clap::{Args, Parser, Subcommand};
 use std::num::NonZeroUsize;
@@ -198,6 +199,8 @@ pub(crate) struct RunArgs {
     /// Read the whole model into memory first, and keep the system from taking it out again.
     #[arg(long)]
     pub(crate) mlock: bool,
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
     /// Print no statistics.

@@ -151,7 +151,7 @@ fn html_is_one_page_with_plots() {
 #[test]
 fn a_table_for_people_comes_without_any_option() {
     let written = succeeds(tidbit(["bench", "--repetitions", "1", "--prefill", "4", "--decode", "1"]).arg(model()));
-    for part in ["MB)", "ms to the first token", "prefill 4", "decode at depth 0", "peak memory"] {
+    for part in ["MB, in-place)", "ms to the first token", "prefill 4", "decode at depth 0", "peak memory"] {
         assert!(written.stdout.contains(part), "{part} in {}", written.stdout);
     }
 }

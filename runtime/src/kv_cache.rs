@@ -134,6 +134,17 @@ pub fn bytes_of(spec: &Spec, cache_type: CacheType, context: usize) -> usize {
     context.div_ceil(KEYS).saturating_mul(layer * (spec.n_layers - windowed)).saturating_add(window)
 }
 
+/// Bytes of the cache that a token at `position` reads; of sparse attention, what it steps over is counted too.
+pub fn bytes_read(spec: &Spec, cache_type: CacheType, position: usize) -> usize {
+    if spec.attention.feature_map.is_some() {
+        return LinearState::bytes_of(spec);
+    }
+    let windowed = windowed_layers(spec);
+    let seen = spec.attention.window.as_ref().map_or(position, |window| position.min(window.size));
+    let layer = spec.attention.n_kv_heads * cache_type.head_bytes(spec.attention.head_dim);
+    layer * (seen * windowed + position * (spec.n_layers - windowed))
+}
+
 /// Layers that see only the last positions.
 fn windowed_layers(spec: &Spec) -> usize {
     match &spec.attention.window {

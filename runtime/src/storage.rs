@@ -106,6 +106,11 @@ impl Bytes {
         Self::all_of(Memory::Lent(lender))
     }
 
+    /// Whether it lies in a mapped file.
+    pub fn is_mapped(&self) -> bool {
+        matches!(*self.memory, Memory::Mapped(_))
+    }
+
     fn all_of(memory: Memory) -> Self {
         let range = 0..memory.as_slice().len();
         Self { memory: Arc::new(memory), range }

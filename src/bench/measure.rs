@@ -3,9 +3,9 @@
 use super::cost::Cost;
 use anyhow::Result;
 use serde::Serialize;
-use std::path::Path;
 use std::time::Instant;
 use tidbit_runtime::engine::{Engine, Feed};
+use tidbit_runtime::error::FormatError;
 use tidbit_runtime::kernels::{self, Kernels};
 use tidbit_runtime::kv_cache;
 use tidbit_runtime::sequence::Sequence;
@@ -73,11 +73,15 @@ pub(crate) struct Start {
 }
 
 /// Opens the model and makes a session, several times after one to warm up; the last session is kept.
-pub(crate) fn start(path: &Path, options: &SessionOptions, repetitions: usize) -> Result<(Session, Start)> {
+pub(crate) fn start(
+    open: impl Fn() -> Result<Model, FormatError>,
+    options: &SessionOptions,
+    repetitions: usize,
+) -> Result<(Session, Start)> {
     let mut samples = Vec::new();
     let once = || -> Result<(Session, (f64, f64))> {
         let begin = Instant::now();
-        let model = Model::open(path)?;
+        let model = open()?;
         let mut session = Session::new(&model, options)?;
         let loaded = begin.elapsed().as_secs_f64();
         let ids = ids(&model, FIRST_PROMPT.min(session.context()));
@@ -199,7 +203,7 @@ pub(crate) fn decode(
             engine.step(&mut [Feed::new(sequence, &ids[..depth])])?;
         }
     }
-    let cache_bytes = kv_cache::bytes_per_token(model.spec(), sequences[0].cache_type()) * (depth + n_tokens / 2);
+    let cache_bytes = kv_cache::bytes_read(model.spec(), sequences[0].cache_type(), depth + n_tokens / 2);
     let bytes = cost(&model).matrix_bytes as usize + batch * cache_bytes;
     // The model's own pages, where they lie: the same memory that decode reads.
     let file = model.file().bytes();

@@ -24,6 +24,7 @@ mod record;
 mod report;
 mod shapes;
 
+use crate::access::{self, AccessArgs};
 use crate::cli::CacheArgs;
 use crate::interrupt::RemoveOnInterrupt;
 use crate::memory;
@@ -86,6 +87,8 @@ pub(crate) struct BenchArgs {
     /// Read the whole model into memory first, and keep the system from taking it out again
     #[arg(long)]
     mlock: bool,
+    #[command(flatten)]
+    access: AccessArgs,
     /// Keep the model of random weights in this file
     #[arg(long, value_name = "FILE", requires = "shape")]
     save: Option<PathBuf>,
@@ -208,7 +211,8 @@ fn measure_model(path: &Path, plan: &Plan, lengths: &Lengths, format: Format, re
     for &n in &plan.threads {
         memory::reset_peak_rss();
         let options = SessionOptions { threads: Some(n), context: Some(lengths.context), cache_type: plan.cache_type };
-        let (mut session, start) = measure::start(path, &options, plan.repetitions)?;
+        let (mut session, start) =
+            measure::start(|| access::open(path, plan.access, lengths.decode), &options, plan.repetitions)?;
         if plan.mlock {
             memory::lock(session.model().file())?;
         }

@@ -1,6 +1,7 @@
 //! What is to be measured. Everything that can be wrong with it is said here, before a weight is written or memory taken.
 
 use super::BenchArgs;
+use crate::access::Choice;
 use crate::failure::{Hint, Usage};
 use crate::memory;
 use crate::output::note;
@@ -20,6 +21,9 @@ const PREFILL: usize = 512;
 /// Tokens decoded in each repetition, unless told otherwise.
 const DECODE: usize = 32;
 
+/// Layers whose tensors are listed one by one.
+const LISTED: usize = 1024;
+
 /// A checked command line.
 pub(super) struct Plan<'a> {
     args: &'a BenchArgs,
@@ -27,6 +31,7 @@ pub(super) struct Plan<'a> {
     pub(super) threads: Vec<usize>,
     pub(super) repetitions: usize,
     pub(super) mlock: bool,
+    pub(super) access: Choice,
     /// The model's own when `None`.
     pub(super) cache_type: Option<CacheType>,
 }
@@ -80,6 +85,7 @@ impl<'a> Plan<'a> {
             threads,
             repetitions: args.repetitions,
             mlock: args.mlock,
+            access: args.access.access,
             cache_type: args.cache.cache_type,
         })
     }
@@ -164,21 +170,24 @@ pub(super) fn check_memory(
     fits(&format!("{name} in {quant}"), weight_bytes(spec, quant), cache)
 }
 
-/// Bytes of all weights, from two small models: a list of millions of layers would itself fill the memory.
+/// Bytes of all weights; of very many layers from two small models, because a list of millions would itself fill the memory.
 fn weight_bytes(spec: &Spec, quant: QuantType) -> Option<u64> {
     let bytes = |n_layers| {
         let plan = FilePlan::of_spec(&Spec { n_layers, ..spec.clone() }, quant).ok()?;
         plan.tensors.iter().try_fold(0u64, |sum, t| sum.checked_add(t.bytes))
     };
+    // Layers may differ.
+    if spec.n_layers <= LISTED {
+        return bytes(spec.n_layers);
+    }
     let (one, two) = (bytes(1)?, bytes(2)?);
     (two - one).checked_mul(spec.n_layers as u64 - 1)?.checked_add(one)
 }
 
 /// Bytes of the caches of the largest batch.
 fn cache_bytes(spec: &Spec, cache_type: CacheType, lengths: &Lengths) -> Option<u64> {
-    let layer = kv_cache::bytes_per_token(&Spec { n_layers: 1, ..spec.clone() }, cache_type);
     let sequences = lengths.batch.iter().max().copied().unwrap_or(1);
-    [spec.n_layers, lengths.context, sequences].iter().try_fold(layer as u64, |bytes, &n| bytes.checked_mul(n as u64))
+    (kv_cache::bytes_of(spec, cache_type, lengths.context) as u64).checked_mul(sequences as u64)
 }
 
 /// Compares with what the system says it has left; `None` is more than can be counted.

@@ -6,7 +6,7 @@ use std::path::Path;
 use tidbit_runtime::session::Session;
 
 /// Fields of a [`Record`], in the order of the columns of a table.
-pub(super) const FIELDS: [&str; 27] = [
+pub(super) const FIELDS: [&str; 28] = [
     "phase",
     "quant",
     "threads",
@@ -25,6 +25,7 @@ pub(super) const FIELDS: [&str; 27] = [
     "header_sha256",
     "isa",
     "kv",
+    "access",
     "cpu",
     "cores",
     "load_ms",
@@ -60,6 +61,8 @@ pub(super) struct Subject {
     pub(super) isa: &'static str,
     /// How keys and values are kept.
     pub(super) kv: &'static str,
+    /// Where weights are read from: `in-place` or `copy`.
+    pub(super) access: &'static str,
     pub(super) cpu: String,
     pub(super) cores: usize,
     #[serde(flatten)]
@@ -83,6 +86,7 @@ impl Subject {
             header_sha256: file.header_sha256(),
             isa: session.isa(),
             kv: session.cache_type().name(),
+            access: if file.is_mapped() { "in-place" } else { "copy" },
             cpu: cpu_name(),
             cores: tidbit_runtime::threads::available_cores(),
             start,
@@ -127,6 +131,7 @@ pub(super) fn example(phase: &'static str, quant: &str, threads: usize, depth: u
             header_sha256: "0".repeat(64),
             isa: "portable",
             kv: "f16",
+            access: "in-place",
             cpu: "A CPU, of \"8\" cores | <fast>".into(),
             cores: 2,
             start: Start { load_ms: 0.25, first_token_ms: 4.0 },

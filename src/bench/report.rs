@@ -9,9 +9,10 @@ use std::fmt::Write as _;
 /// What was measured, in one line.
 pub(super) fn heading(subject: &Subject) -> String {
     format!(
-        "{} ({:.1} MB), {} on {}, {} cores",
+        "{} ({:.1} MB, {}), {} on {}, {} cores",
         subject.file,
         subject.file_bytes as f64 / 1e6,
+        subject.access,
         subject.isa,
         subject.cpu,
         subject.cores

@@ -1,5 +1,6 @@
 //! `tidbit run`: continue a text.
 
+use crate::access;
 use crate::cache;
 use crate::chat::Conversation;
 use crate::cli::{RunArgs, SamplingArgs};
@@ -14,7 +15,7 @@ use serde_json::json;
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 use tidbit_runtime::sampler::{Sampler, SamplerOptions};
-use tidbit_runtime::session::{Model, Session, SessionOptions};
+use tidbit_runtime::session::{Session, SessionOptions};
 use tidbit_runtime::speculate::{DraftModel, Lookup, MAX_GUESSES, Steps};
 
 /// Runs the command.
@@ -36,7 +37,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let path = cache::model_file(&args.model)?;
 
     let started = Instant::now();
-    let model = Model::open(&path)?;
+    // A prompt loop goes on and on.
+    let n_tokens = if loops { usize::MAX } else { args.n_tokens };
+    let model = access::open(&path, args.access.access, n_tokens)?;
     prompt::check_writes(&model)?;
     if args.mlock {
         memory::lock(model.file())?;
@@ -124,7 +127,7 @@ fn steps(args: &RunArgs, session: &Session) -> anyhow::Result<Steps> {
         return Ok(Steps::speculating(Box::new(Lookup::new()), most));
     }
     let Some(path) = &args.draft else { return Ok(Steps::new()) };
-    let draft = Model::open(&cache::model_file(path)?)?;
+    let draft = access::open(&cache::model_file(path)?, args.access.access, args.n_tokens)?;
     let options = SessionOptions { threads: args.threads, ..SessionOptions::default() };
     let drafter = DraftModel::new(&draft, &options, session.model())?;
     Ok(Steps::speculating(Box::new(drafter), MAX_GUESSES))

@@ -80,8 +80,16 @@ impl ModelFile {
     /// # Errors
     /// The first thing that is wrong, with the file, the tensor and both values.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
+        Self::open_as(path, Access::Map)
+    }
+
+    /// The same, mapped or copied.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and when there is not enough memory for a copy.
+    pub fn open_as(path: &Path, access: Access) -> Result<Self, FormatError> {
         let file = open_regular(path)?;
-        Self::from_file(FilePart { file: &file, path, offset: 0, len: None }, Access::Map)
+        Self::from_file(FilePart { file: &file, path, offset: 0, len: None }, access)
     }
 
     /// Checks a model that is a part of an open file. Its place must be a multiple of [`ALIGN`] bytes if it is mapped.
@@ -142,6 +150,11 @@ impl ModelFile {
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Whether they lie in a mapped file.
+    pub fn is_mapped(&self) -> bool {
+        self.bytes.is_mapped()
     }
 
     /// SHA-256 of everything before the tensors, in hexadecimal. It stands for the whole file, since the header has the
