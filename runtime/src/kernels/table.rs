@@ -78,7 +78,7 @@ macro_rules! instantiate {
             use crate::quant::QuantType;
             use crate::spec::Activation;
             use attention_q8::{Bytes, Integral, Nibbles};
-            use gemm_int::{Centered, Chunk, Four, OfBytes, OfCodes, Planes, Table, Three, Two};
+            use gemm_int::{Centered, Chunk, Four, OfBytes, OfCodes, Pairs, Planes, Table, Three, Two};
 
             type S = $simd;
             type T = <S as crate::kernels::simd::Simd>::T;
@@ -162,22 +162,22 @@ macro_rules! instantiate {
             $(#[$feature])*
             unsafe fn q3_one(args: &GemmArgs) {
                 count();
-                unsafe { gemm_int::gemv::<S, Planes<Table<T, Three>, 2, 1>>(args) }
+                unsafe { gemm_int::gemv::<S, Pairs<T, Three, 1>>(args) }
             }
             $(#[$feature])*
             unsafe fn q3_many(args: &GemmArgs) {
                 count();
-                unsafe { gemm_int::gemm::<S, Planes<Table<T, Three>, 2, 1>, $ip>(args, code_tiles) }
+                unsafe { gemm_int::gemm::<S, Pairs<T, Three, 1>, $ip>(args, code_tiles) }
             }
             $(#[$feature])*
             unsafe fn q2_one(args: &GemmArgs) {
                 count();
-                unsafe { gemm_int::gemv::<S, Planes<Table<T, Two>, 2, 0>>(args) }
+                unsafe { gemm_int::gemv::<S, Pairs<T, Two, 0>>(args) }
             }
             $(#[$feature])*
             unsafe fn q2_many(args: &GemmArgs) {
                 count();
-                unsafe { gemm_int::gemm::<S, Planes<Table<T, Two>, 2, 0>, $ip>(args, code_tiles) }
+                unsafe { gemm_int::gemm::<S, Pairs<T, Two, 0>, $ip>(args, code_tiles) }
             }
             $(#[$feature])*
             unsafe fn attend_f32(args: &AttentionArgs<'_>) {
