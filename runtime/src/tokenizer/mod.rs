@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bpe;
+pub mod charsmap;
 #[cfg(feature = "json-tokenizer")]
 mod json;
 #[cfg(not(feature = "json-tokenizer"))]

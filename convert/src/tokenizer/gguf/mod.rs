@@ -1,5 +1,7 @@
-//! The tokenizer of a GGUF, as a `tokenizer.json`. GGUF has tokens and merges, and for the rule that splits text into words
-//! only a name: [`RULES`] knows what the names stand for.
+//! The tokenizer of a GGUF, as a `tokenizer.json`. GPT-2's kind has tokens and merges, and for the rule that splits text
+//! into words only a name: [`RULES`] knows what the names stand for. SentencePiece's kinds are in [`sentencepiece`].
+
+mod sentencepiece;
 
 use super::{StoredTokenizer, chat, validate};
 use crate::checkpoint::gguf::Metadata;
@@ -54,8 +56,10 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 
 /// The kinds of tokens.
 const NORMAL: i32 = 1;
+const UNKNOWN: i32 = 2;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
+const BYTE: i32 = 6;
 
 /// The tokenizer; inside, why there is none.
 pub(crate) fn load(
@@ -64,46 +68,65 @@ pub(crate) fn load(
     vocab_size: usize,
 ) -> Result<Result<StoredTokenizer, String>, ConvertError> {
     let (model, pre) = (metadata.text("tokenizer.ggml.model")?, metadata.text("tokenizer.ggml.pre")?);
-    match model {
-        Some("gpt2") => {}
+    let json = match model {
+        Some("gpt2") => {
+            let Some(rule) = RULES.iter().find(|rule| Some(rule.0) == pre) else {
+                let names: Vec<_> = RULES.iter().map(|rule| rule.0).collect();
+                let found = pre.map_or_else(|| "missing".into(), |pre| format!("\"{}\"", shown(pre)));
+                let reason = format!("`tokenizer.ggml.pre` is {found}, expected one of: {}", names.join(", "));
+                return Ok(Err(reason));
+            };
+            build(metadata, rule, &Tokens::read(metadata, vocab_size)?)?
+        }
+        Some("llama") => sentencepiece::bpe(metadata, &Tokens::read(metadata, vocab_size)?)?,
+        Some("t5") => sentencepiece::unigram(metadata, &Tokens::read(metadata, vocab_size)?)?,
         None => return Ok(Err("no `tokenizer.ggml.model`".into())),
         Some(other) => {
-            return Ok(Err(format!("`tokenizer.ggml.model` is \"{}\", only gpt2 is supported", shown(other))));
+            let supported = "only gpt2, llama and t5 are supported";
+            return Ok(Err(format!("`tokenizer.ggml.model` is \"{}\", {supported}", shown(other))));
         }
-    }
-    let Some(rule) = RULES.iter().find(|rule| Some(rule.0) == pre) else {
-        let names: Vec<_> = RULES.iter().map(|rule| rule.0).collect();
-        let found = pre.map_or_else(|| "missing".into(), |pre| format!("\"{}\"", shown(pre)));
-        return Ok(Err(format!("`tokenizer.ggml.pre` is {found}, expected one of: {}", names.join(", "))));
     };
-    let json = build(metadata, rule, vocab_size)?;
     validate(path, &json, vocab_size)?;
     let chat = chat::of_gguf(path, metadata, metadata.texts(TOKENS)?.unwrap_or_default())?;
     Ok(Ok(StoredTokenizer { chat, ..StoredTokenizer::new(json) }))
 }
 
-fn build(metadata: &Metadata, rule: &Rule, vocab_size: usize) -> Result<Vec<u8>, ConvertError> {
-    const KINDS: &str = "tokenizer.ggml.token_type";
-    const MERGES: &str = "tokenizer.ggml.merges";
-    let Some(tokens) = metadata.texts(TOKENS)? else { return Err(metadata.refuse(TOKENS, "an array of strings")) };
-    let kinds = metadata.ints(KINDS)?.unwrap_or_default();
-    if tokens.len() > vocab_size {
-        return Err(metadata.refuse(TOKENS, format!("at most {vocab_size}, the rows of the embedding")));
-    }
-    if !kinds.is_empty() && kinds.len() != tokens.len() {
-        return Err(metadata.refuse(KINDS, format!("as many as there are tokens, {}", tokens.len())));
-    }
-    let (mut vocab, mut added) = (Map::new(), Vec::new());
-    for (id, token) in tokens.iter().enumerate() {
-        let kind = kinds.get(id).copied().unwrap_or(NORMAL);
-        if kind == UNUSED {
-            continue;
+/// The tokens by id, and their kinds.
+struct Tokens<'a> {
+    texts: &'a [String],
+    kinds: &'a [i32],
+}
+
+impl<'a> Tokens<'a> {
+    fn read(metadata: &'a Metadata, vocab_size: usize) -> Result<Self, ConvertError> {
+        const KINDS: &str = "tokenizer.ggml.token_type";
+        let Some(texts) = metadata.texts(TOKENS)? else { return Err(metadata.refuse(TOKENS, "an array of strings")) };
+        let kinds = metadata.ints(KINDS)?.unwrap_or_default();
+        if texts.len() > vocab_size {
+            return Err(metadata.refuse(TOKENS, format!("at most {vocab_size}, the rows of the embedding")));
         }
-        if let Some(other) = vocab.insert(token.clone(), json!(id)) {
+        if !kinds.is_empty() && kinds.len() != texts.len() {
+            return Err(metadata.refuse(KINDS, format!("as many as there are tokens, {}", texts.len())));
+        }
+        Ok(Self { texts, kinds })
+    }
+
+    /// Id, text and kind of every token.
+    fn iter(&self) -> impl Iterator<Item = (usize, &'a str, i32)> {
+        let (texts, kinds) = (self.texts, self.kinds);
+        texts.iter().enumerate().map(|(id, text)| (id, text.as_str(), kinds.get(id).copied().unwrap_or(NORMAL)))
+    }
+}
+
+fn build(metadata: &Metadata, rule: &Rule, tokens: &Tokens<'_>) -> Result<Vec<u8>, ConvertError> {
+    const MERGES: &str = "tokenizer.ggml.merges";
+    let (mut vocab, mut recognised) = (Map::new(), Vec::new());
+    for (id, token, kind) in tokens.iter().filter(|token| token.2 != UNUSED) {
+        if let Some(other) = vocab.insert(token.into(), json!(id)) {
             return Err(metadata.error(format!("tokens {other} and {id} are both {:?}", shown(token))));
         }
         if kind != NORMAL && !token.is_empty() {
-            added.push(json!({
+            recognised.push(json!({
                 "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
                 "normalized": false, "special": kind != USER_DEFINED,
             }));
@@ -125,7 +148,7 @@ fn build(metadata: &Metadata, rule: &Rule, vocab_size: usize) -> Result<Vec<u8>,
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": added,
+        "added_tokens": recognised,
         "normalizer": nfc.then(|| json!({ "type": "NFC" })),
         "pre_tokenizer": { "type": "Sequence", "pretokenizers": splitters(split, space) },
         "post_processor": null,
