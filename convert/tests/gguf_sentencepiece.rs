@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use support::gguf::{D, File, Key, llama};
 use support::*;
 use tidbit_convert::Checkpoint;
-use tidbit_runtime::format::TOKENIZER_TABLES;
+use tidbit_runtime::format::{TOKENIZER, TOKENIZER_TABLES};
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::tokenizer::Tokenizer;
 
@@ -38,6 +38,17 @@ fn in_model(path: &Path) -> Tokenizer {
     let (model, _) = converted(path, QuantType::Q8).unwrap();
     let (form, bytes) = model.tokenizer().unwrap();
     if form == TOKENIZER_TABLES { Tokenizer::from_tables(bytes) } else { Tokenizer::from_json(&bytes) }.unwrap()
+}
+
+#[test]
+fn bpe_becomes_tables() {
+    for (name, expected) in
+        [("llama", TOKENIZER_TABLES), ("gemma", TOKENIZER_TABLES), ("unknown", TOKENIZER_TABLES), ("t5", TOKENIZER)]
+    {
+        let path = fixtures().join(format!("sentencepiece-{name}.gguf"));
+        let (model, _) = converted(&path, QuantType::Q8).unwrap();
+        assert_eq!(model.tokenizer().unwrap().0, expected, "{name}: {:?}", Checkpoint::open(&path).unwrap().warnings());
+    }
 }
 
 /// Compares all texts of a folder.
