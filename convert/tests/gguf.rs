@@ -458,6 +458,34 @@ fn tokenizers_are_made_of_tokens_and_merges() {
 }
 
 #[test]
+fn texts_begin_as_the_file_says() {
+    for (pre, flag, expected) in [
+        ("gpt-2", None, &[5, 3][..]),
+        ("gpt-2", Some(true), &[0, 5, 3]),
+        ("llama-bpe", None, &[0, 5, 3]),
+        ("llama-bpe", Some(false), &[5, 3]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = llama();
+        tokens(pre)(&mut file);
+        let list = ["<|end|>", "h", "e", "l", "a", "he", "Ġ", "[PAD]"].map(String::from).to_vec();
+        file.key("tokenizer.ggml.tokens", Key::Texts(list)).key("tokenizer.ggml.bos_token_id", Key::U32(0));
+        if let Some(flag) = flag {
+            file.key("tokenizer.ggml.add_bos_token", Key::Bool(flag));
+        }
+        let (model, _) = converted(&file.write(folder.path()), QuantType::F32).unwrap();
+        let (name, bytes) = model.tokenizer().unwrap();
+        let tokenizer = match name {
+            TOKENIZER_TABLES => Tokenizer::from_tables(bytes).unwrap(),
+            _ => Tokenizer::from_json(&bytes).unwrap(),
+        };
+        assert_eq!(tokenizer.encode_start("hel").unwrap(), expected, "{pre} {flag:?}");
+        assert_eq!(tokenizer.encode_whole("hel").unwrap(), expected, "{pre} {flag:?}");
+        assert_eq!(tokenizer.encode("hel").unwrap(), [5, 3], "{pre} {flag:?}");
+    }
+}
+
+#[test]
 fn unknown_tokenizers_are_left_out_with_a_warning() {
     for (checkpoint, expected) in [
         (opened(tokens("tekken")), "`tokenizer.ggml.pre` is \"tekken\", expected one of: gpt-2"),

@@ -29,7 +29,8 @@ enum Split {
     Bloom,
 }
 
-/// A name, how it splits, whether text is normalized to NFC before, and whether a word that is a token is taken as it is.
+/// A name, how it splits, whether text is normalized to NFC before, and whether a word that is a token is taken as it is. Those
+/// tokenizers (`LLaMA` 3's) also begin a text with a token unless the file says otherwise.
 type Rule = (&'static str, Split, bool, bool);
 
 /// What `tokenizer.ggml.pre` may be.
@@ -151,7 +152,7 @@ fn build(metadata: &Metadata, rule: &Rule, tokens: &Tokens<'_>) -> Result<Vec<u8
         "added_tokens": recognised,
         "normalizer": nfc.then(|| json!({ "type": "NFC" })),
         "pre_tokenizer": { "type": "Sequence", "pretokenizers": splitters(split, space) },
-        "post_processor": null,
+        "post_processor": around(metadata, tokens.texts, ignore_merges, false)?,
         "decoder": decoder,
         "model": {
             "type": "BPE",
@@ -167,6 +168,35 @@ fn build(metadata: &Metadata, rule: &Rule, tokens: &Tokens<'_>) -> Result<Vec<u8
         },
     });
     Ok(description.to_string().into_bytes())
+}
+
+/// A post-processor that puts the tokens around a text that the file asks for; `begin` and `end` are so unless it says otherwise.
+fn around(metadata: &Metadata, tokens: &[String], begin: bool, end: bool) -> Result<Value, ConvertError> {
+    let begin = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(begin);
+    let end = metadata.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(end);
+    let named = |wanted: bool, name: &str| -> Result<Option<(usize, &String)>, ConvertError> {
+        let key = format!("tokenizer.ggml.{name}");
+        let Some(id) = metadata.count(&key)?.filter(|_| wanted) else { return Ok(None) };
+        let id = usize::try_from(id).unwrap_or(usize::MAX);
+        match tokens.get(id) {
+            Some(token) => Ok(Some((id, token))),
+            None => Err(metadata.refuse(&key, format!("an id below {}, the number of tokens", tokens.len()))),
+        }
+    };
+    let (begin, end) = (named(begin, "bos_token_id")?, named(end, "eos_token_id")?);
+    if begin.is_none() && end.is_none() {
+        return Ok(Value::Null);
+    }
+    let token = |(_, token): (usize, &String)| json!({ "SpecialToken": { "id": token, "type_id": 0 } });
+    let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+    let single: Vec<_> = begin.map(token).into_iter().chain([text.clone()]).chain(end.map(token)).collect();
+    let specials: Map<_, _> = [begin, end]
+        .into_iter()
+        .flatten()
+        .map(|(id, token)| (token.clone(), json!({ "id": token, "ids": [id], "tokens": [token] })))
+        .collect();
+    let pair = json!([text, { "Sequence": { "id": "B", "type_id": 1 } }]);
+    Ok(json!({ "type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": specials }))
 }
 
 fn splitters(split: Split, space: bool) -> Vec<Value> {

@@ -14,7 +14,7 @@
 //! are; and where `<` has no piece, `<0x41>` that was written is the byte. Of 2,400 texts that look for trouble, that is two with a
 //! model of 4,000 pieces and SentencePiece's usual table, 95 when it has tokens for bytes, too. BPE has none.
 
-use super::{BYTE, NORMAL, Tokens, UNKNOWN, UNUSED, USER_DEFINED};
+use super::{BYTE, NORMAL, Tokens, UNKNOWN, UNUSED, USER_DEFINED, around};
 use crate::checkpoint::gguf::Metadata;
 use crate::error::{ConvertError, shown};
 use serde_json::{Map, Value, json};
@@ -228,38 +228,11 @@ fn describe(
         "added_tokens": recognised,
         "normalizer": { "type": "Sequence", "normalizers": normalizers },
         "pre_tokenizer": null,
-        "post_processor": around(metadata, tokens.texts, flag("add_bos_token", defaults.begin)?, flag("add_eos_token", defaults.end)?)?,
+        "post_processor": around(metadata, tokens.texts, defaults.begin, defaults.end)?,
         "decoder": { "type": "Sequence", "decoders": decoders },
         "model": model,
     });
     Ok(description.to_string().into_bytes())
-}
-
-/// The tokens before and after a text.
-fn around(metadata: &Metadata, tokens: &[String], begin: bool, end: bool) -> Result<Value, ConvertError> {
-    let named = |wanted: bool, name: &str| -> Result<Option<(usize, &String)>, ConvertError> {
-        let key = format!("tokenizer.ggml.{name}");
-        let Some(id) = metadata.count(&key)?.filter(|_| wanted) else { return Ok(None) };
-        let id = usize::try_from(id).unwrap_or(usize::MAX);
-        match tokens.get(id) {
-            Some(token) => Ok(Some((id, token))),
-            None => Err(metadata.refuse(&key, format!("an id below {}, the number of tokens", tokens.len()))),
-        }
-    };
-    let (begin, end) = (named(begin, "bos_token_id")?, named(end, "eos_token_id")?);
-    if begin.is_none() && end.is_none() {
-        return Ok(Value::Null);
-    }
-    let token = |(_, token): (usize, &String)| json!({ "SpecialToken": { "id": token, "type_id": 0 } });
-    let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
-    let single: Vec<_> = begin.map(token).into_iter().chain([text.clone()]).chain(end.map(token)).collect();
-    let specials: Map<_, _> = [begin, end]
-        .into_iter()
-        .flatten()
-        .map(|(id, token)| (token.clone(), json!({ "id": token, "ids": [id], "tokens": [token] })))
-        .collect();
-    let pair = json!([text, { "Sequence": { "id": "B", "type_id": 1 } }]);
-    Ok(json!({ "type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": specials }))
 }
 
 /// The table of replacements that the model was trained with.
