@@ -4,6 +4,7 @@
 mod support;
 
 use std::path::{Path, PathBuf};
+use support::gguf::{D, File, Key, llama};
 use support::*;
 use tidbit_convert::Checkpoint;
 use tidbit_runtime::format::{ModelFile, TOKENIZER, TOKENIZER_TABLES};
@@ -13,132 +14,6 @@ use tidbit_runtime::tokenizer::Tokenizer;
 
 fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
-}
-
-/// The value of a key.
-#[derive(Clone)]
-enum Key {
-    U32(u32),
-    F32(f32),
-    Bool(bool),
-    Text(&'static str),
-    Texts(Vec<String>),
-    Ints(Vec<i32>),
-    /// A type and bytes.
-    Raw(u32, Vec<u8>),
-}
-
-fn text(out: &mut Vec<u8>, text: &str) {
-    out.extend((text.len() as u64).to_le_bytes());
-    out.extend(text.as_bytes());
-}
-
-impl Key {
-    fn write(&self, out: &mut Vec<u8>) {
-        let kind = |out: &mut Vec<u8>, n: u32| out.extend(n.to_le_bytes());
-        match self {
-            Self::U32(n) => [4u32, *n].iter().for_each(|n| out.extend(n.to_le_bytes())),
-            Self::F32(x) => {
-                kind(out, 6);
-                out.extend(x.to_le_bytes());
-            }
-            Self::Bool(b) => {
-                kind(out, 7);
-                out.push((*b).into());
-            }
-            Self::Text(t) => {
-                kind(out, 8);
-                text(out, t);
-            }
-            Self::Texts(list) => {
-                kind(out, 9);
-                kind(out, 8);
-                out.extend((list.len() as u64).to_le_bytes());
-                for t in list {
-                    text(out, t);
-                }
-            }
-            Self::Ints(list) => {
-                kind(out, 9);
-                kind(out, 5);
-                out.extend((list.len() as u64).to_le_bytes());
-                for n in list {
-                    out.extend(n.to_le_bytes());
-                }
-            }
-            Self::Raw(n, bytes) => {
-                kind(out, *n);
-                out.extend(bytes);
-            }
-        }
-    }
-}
-
-/// An entry of the table, and its bytes.
-#[derive(Clone)]
-struct Entry {
-    name: String,
-    /// As in our shapes, the other way round than in the file.
-    shape: Vec<u64>,
-    kind: u32,
-    /// Instead of the next free place.
-    offset: Option<u64>,
-    bytes: Vec<u8>,
-}
-
-#[derive(Clone, Default)]
-struct File {
-    keys: Vec<(String, Key)>,
-    tensors: Vec<Entry>,
-}
-
-impl File {
-    fn key(&mut self, name: &str, value: Key) -> &mut Self {
-        self.keys.retain(|(key, _)| key != name);
-        self.keys.push((name.into(), value));
-        self
-    }
-
-    fn f32s(&mut self, name: &str, shape: &[usize], values: &[f32]) -> &mut Self {
-        assert_eq!(shape.iter().product::<usize>(), values.len(), "{name}");
-        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let shape = shape.iter().map(|&n| n as u64).collect();
-        self.tensors.push(Entry { name: name.into(), shape, kind: 0, offset: None, bytes });
-        self
-    }
-
-    fn tensor(&mut self, name: &str) -> &mut Entry {
-        self.tensors.iter_mut().find(|t| t.name == name).unwrap()
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let mut out = b"GGUF\x03\0\0\0".to_vec();
-        out.extend((self.tensors.len() as u64).to_le_bytes());
-        out.extend((self.keys.len() as u64).to_le_bytes());
-        for (key, value) in &self.keys {
-            text(&mut out, key);
-            value.write(&mut out);
-        }
-        let mut data: Vec<u8> = Vec::new();
-        for t in &self.tensors {
-            text(&mut out, &t.name);
-            out.extend((t.shape.len() as u32).to_le_bytes());
-            t.shape.iter().rev().for_each(|n| out.extend(n.to_le_bytes()));
-            out.extend(t.kind.to_le_bytes());
-            out.extend(t.offset.unwrap_or(data.len() as u64).to_le_bytes());
-            data.extend(&t.bytes);
-            data.resize(data.len().next_multiple_of(32), 0);
-        }
-        out.resize(out.len().next_multiple_of(32), 0);
-        out.extend(data);
-        out
-    }
-
-    fn write(&self, folder: &Path) -> PathBuf {
-        let path = folder.join("model.gguf");
-        std::fs::write(&path, self.bytes()).unwrap();
-        path
-    }
 }
 
 /// Whether two model files have the same tensors; tokenizers are not compared.
@@ -342,35 +217,6 @@ fn architectures_give_the_models_of_their_hugging_face_form() {
         let (found, _) = converted(&path, QuantType::F32).unwrap();
         assert_same(&found, &expected, fixture);
     }
-}
-
-const D: usize = 32;
-
-/// A `LLaMA` of one layer that converts.
-fn llama() -> File {
-    let mut file = File::default();
-    file.key("general.architecture", Key::Text("llama"));
-    for (key, n) in [
-        ("block_count", 1),
-        ("context_length", 16),
-        ("embedding_length", D as u32),
-        ("feed_forward_length", 32),
-        ("attention.head_count", 2),
-    ] {
-        file.key(&format!("llama.{key}"), Key::U32(n));
-    }
-    file.key("llama.attention.layer_norm_rms_epsilon", Key::F32(1e-5));
-    let mut add = |name: &str, shape: &[usize]| {
-        file.f32s(name, shape, &vec![0.5; shape.iter().product()]);
-    };
-    add("token_embd.weight", &[8, D]);
-    for part in ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"] {
-        add(&format!("blk.0.{part}.weight"), &[32, 32]);
-    }
-    add("blk.0.attn_norm.weight", &[D]);
-    add("blk.0.ffn_norm.weight", &[D]);
-    add("output_norm.weight", &[D]);
-    file
 }
 
 /// Changes a key, or adds it.
@@ -612,13 +458,41 @@ fn tokenizers_are_made_of_tokens_and_merges() {
 }
 
 #[test]
+fn texts_begin_as_the_file_says() {
+    for (pre, flag, expected) in [
+        ("gpt-2", None, &[5, 3][..]),
+        ("gpt-2", Some(true), &[0, 5, 3]),
+        ("llama-bpe", None, &[0, 5, 3]),
+        ("llama-bpe", Some(false), &[5, 3]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = llama();
+        tokens(pre)(&mut file);
+        let list = ["<|end|>", "h", "e", "l", "a", "he", "Ġ", "[PAD]"].map(String::from).to_vec();
+        file.key("tokenizer.ggml.tokens", Key::Texts(list)).key("tokenizer.ggml.bos_token_id", Key::U32(0));
+        if let Some(flag) = flag {
+            file.key("tokenizer.ggml.add_bos_token", Key::Bool(flag));
+        }
+        let (model, _) = converted(&file.write(folder.path()), QuantType::F32).unwrap();
+        let (name, bytes) = model.tokenizer().unwrap();
+        let tokenizer = match name {
+            TOKENIZER_TABLES => Tokenizer::from_tables(bytes).unwrap(),
+            _ => Tokenizer::from_json(&bytes).unwrap(),
+        };
+        assert_eq!(tokenizer.encode_start("hel").unwrap(), expected, "{pre} {flag:?}");
+        assert_eq!(tokenizer.encode_whole("hel").unwrap(), expected, "{pre} {flag:?}");
+        assert_eq!(tokenizer.encode("hel").unwrap(), [5, 3], "{pre} {flag:?}");
+    }
+}
+
+#[test]
 fn unknown_tokenizers_are_left_out_with_a_warning() {
     for (checkpoint, expected) in [
         (opened(tokens("tekken")), "`tokenizer.ggml.pre` is \"tekken\", expected one of: gpt-2"),
         (opened(|_| {}), "no `tokenizer.ggml.model`: converted without a tokenizer"),
         (
-            opened(set("tokenizer.ggml.model", Key::Text("llama"))),
-            "`tokenizer.ggml.model` is \"llama\", only gpt2 is supported",
+            opened(set("tokenizer.ggml.model", Key::Text("rwkv"))),
+            "`tokenizer.ggml.model` is \"rwkv\", only gpt2, llama and t5 are supported",
         ),
     ] {
         assert!(!checkpoint.has_tokenizer());

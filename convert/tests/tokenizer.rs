@@ -230,7 +230,8 @@ impl Random {
                 ),
                 4 => {
                     text.push_str(
-                        [" the", "'ll", "'S", "<|endoftext|>", "1234", "e\u{301}", "가", "  "][self.below(8)],
+                        [" the", "'ll", "'S", "<|endoftext|>", "1234", "e\u{301}", "가", "  ", "▁", "</s>"]
+                            [self.below(10)],
                     );
                 }
                 _ => text.push(char::from(self.below(128) as u8)),
@@ -249,10 +250,21 @@ fn assert_same(tables: &Tokenizer, library: &Tokenizer, text: &str) {
     }
     assert!(tables.decode(&expected) == library.decode(&expected));
     assert!(tables.decode_skip_special(&expected) == library.decode_skip_special(&expected));
-    let mut stream = tables.stream();
-    let mut streamed: String = expected.iter().map(|&id| stream.push(id).to_owned()).collect();
-    streamed.push_str(stream.finish());
-    assert!(streamed == library.decode(&expected));
+    // What stands around a text does not depend on its length.
+    if text.len() < 1 << 10 {
+        assert!(tables.encode_start(text).unwrap() == library.encode_start(text).unwrap());
+        assert!(tables.encode_whole(text).unwrap() == library.encode_whole(text).unwrap());
+    }
+    let streamed = |tokenizer: &Tokenizer| {
+        let mut stream = tokenizer.stream();
+        let text: String = expected.iter().map(|&id| stream.push(id).to_owned()).collect();
+        text + stream.finish()
+    };
+    assert!(streamed(tables) == streamed(library));
+    // A stream does not know that it is at the beginning, so it keeps the space that was added there.
+    let text = streamed(tables);
+    let without = text.strip_prefix(' ').filter(|_| tables.adds_space()).unwrap_or(&text);
+    assert!(without == library.decode(&expected));
 }
 
 /// Compares on the first `most` bytes of the evaluation texts, and on random ones.
@@ -330,11 +342,19 @@ fn splitters_and_normalizers_of_other_families_become_tables() {
             json["added_tokens"].as_array_mut().unwrap().push(token);
         }
         (json["pre_tokenizer"], json["normalizer"]) = (pre_tokenizer, normalizer);
+        // As LLaMA 3 has it.
+        let begin = json!({ "type": "TemplateProcessing",
+            "single": [{ "SpecialToken": { "id": "<|endoftext|>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+            "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+            "special_tokens": { "<|endoftext|>": { "id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"] } } });
+        json["post_processor"] = json!({ "type": "Sequence", "processors": [
+            { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true }, begin] });
         let json = json.to_string().into_bytes();
         let dir = with_json(&json, 300);
         assert_same_on_texts(dir.path(), &json, 1 << 16);
         let tables = tables(dir.path());
         let library = Tokenizer::from_json(&json).unwrap();
+        assert_eq!(tables.encode_start("the").unwrap()[0], 0);
         assert_same(&tables, &library, "<|a|><|b|><|a|> <|a|><|   the  e\u{301}\u{e9}");
     }
 }
@@ -342,7 +362,7 @@ fn splitters_and_normalizers_of_other_families_become_tables() {
 #[test]
 fn what_tables_cannot_say_is_kept_byte_for_byte() {
     type Change = fn(&mut Value);
-    let cases: [(&str, Change); 10] = [
+    let cases: [(&str, Change); 13] = [
         ("`normalizer` is NFKC", |t| t["normalizer"] = json!({ "type": "NFKC" })),
         ("`pre_tokenizer` ByteLevel adds a space", |t| t["pre_tokenizer"]["add_prefix_space"] = true.into()),
         ("`pre_tokenizer` is not ByteLevel", |t| t["pre_tokenizer"] = Value::Null),
@@ -364,13 +384,26 @@ fn what_tables_cannot_say_is_kept_byte_for_byte() {
             t["model"]["ignore_merges"] = true.into();
             t["model"]["vocab"]["ab"] = 260.into();
         }),
+        ("`normalizer` is Prepend with more than spaces", |t| {
+            *t = sentencepiece();
+            t["normalizer"]["normalizers"][1]["content"] = "_".into();
+        }),
+        ("`pre_tokenizer` Metaspace does more than replace spaces", |t| {
+            *t = sentencepiece();
+            metaspace(t, "first");
+            t["pre_tokenizer"]["split"] = true.into();
+        }),
+        ("`pre_tokenizer` and `normalizer` leave spaces", |t| {
+            *t = sentencepiece();
+            t["normalizer"] = Value::Null;
+        }),
     ];
     for (reason, change) in cases {
         let mut json = description();
         change(&mut json);
         let mut json = json.to_string().into_bytes();
         json.extend(b"\n \n");
-        let dir = with_json(&json, 300);
+        let dir = with_json(&json, 500);
         let warnings = Checkpoint::open(dir.path()).unwrap().warnings().join("\n");
         assert!(warnings.contains("stored as JSON") && warnings.contains(reason), "{warnings} should contain {reason}");
         let (file, _) = converted(dir.path(), QuantType::Q8).unwrap();
@@ -378,6 +411,106 @@ fn what_tables_cannot_say_is_kept_byte_for_byte() {
         let (kept, library) = (tokenizer(dir.path(), TOKENIZER), Tokenizer::from_json(&json).unwrap());
         for text in ["", "a b", " the end<|endoftext|>"] {
             assert_eq!(kept.encode(text).ok(), library.encode(text).ok());
+        }
+    }
+}
+
+/// SentencePiece's BPE, with some words of a text as its merges.
+fn sentencepiece() -> Value {
+    let mut vocab = serde_json::Map::new();
+    let bytes = (0..=255u8).map(|byte| format!("<0x{byte:02X}>"));
+    let letters = (b' '..=b'~').map(|c| char::from(c).to_string().replace(' ', "▁"));
+    let more = ["é", "漢", "\u{301}", "\n"].map(String::from);
+    let tokens = ["<unk>", "<s>", "</s>"].map(String::from).into_iter().chain(bytes).chain(letters).chain(more);
+    for token in tokens {
+        vocab.insert(token, vocab.len().into());
+    }
+    let mut merges = Vec::new();
+    for pair in ["t h", "th e", "▁ the", "▁ ▁", "▁▁ ▁▁", "▁▁ ▁", "a a", "aa aa", "a aa", "1 2", "e \u{301}", "▁the ▁"]
+    {
+        merges.push(pair);
+        vocab.insert(pair.replace(' ', ""), vocab.len().into());
+    }
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "pre_tokenizer": null,
+        "added_tokens": [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>")],
+        "normalizer": { "type": "Sequence", "normalizers": [{ "type": "Prepend", "prepend": "▁" },
+            { "type": "Replace", "pattern": { "String": " " }, "content": "▁" }] },
+        "post_processor": { "type": "TemplateProcessing",
+            "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } },
+                { "SpecialToken": { "id": "</s>", "type_id": 0 } }],
+            "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+            "special_tokens": { "<s>": { "id": "<s>", "ids": [1], "tokens": ["<s>"] },
+                "</s>": { "id": "</s>", "ids": [2], "tokens": ["</s>"] } } },
+        "decoder": { "type": "Sequence", "decoders": [{ "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
+            { "type": "ByteFallback" }, { "type": "Fuse" }, { "type": "Strip", "content": " ", "start": 1, "stop": 0 }] },
+        "model": { "type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+            "vocab": vocab, "merges": merges },
+    })
+}
+
+/// `SentencePiece`'s spaces before texts as the library's `Metaspace` has them.
+fn metaspace(t: &mut Value, scheme: &str) {
+    t["normalizer"] = Value::Null;
+    t["pre_tokenizer"] = json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false });
+}
+
+#[test]
+fn sentencepiece_of_many_kinds_becomes_tables() {
+    type Change = fn(&mut Value);
+    let replace = |t: &mut Value| t["normalizer"] = t["normalizer"]["normalizers"][1].take();
+    let cases: [Change; 10] = [
+        |_| {},
+        |t| t["post_processor"] = Value::Null,
+        |t| metaspace(t, "first"),
+        |t| metaspace(t, "always"),
+        |t| {
+            metaspace(t, "never");
+            t["decoder"]["decoders"].as_array_mut().unwrap().pop();
+        },
+        |t| t["model"]["byte_fallback"] = false.into(),
+        |t| {
+            t["model"]["byte_fallback"] = false.into();
+            t["model"]["fuse_unk"] = false.into();
+        },
+        |t| {
+            t["model"]["byte_fallback"] = false.into();
+            t["model"]["unk_token"] = Value::Null;
+        },
+        |t| drop(t["model"]["vocab"].as_object_mut().unwrap().remove("<0xE2>")),
+        |t| {
+            t["pre_tokenizer"] = json!({ "type": "Split", "pattern": { "String": " " },
+                "behavior": "MergedWithPrevious", "invert": false });
+        },
+    ];
+    for (i, change) in cases.into_iter().enumerate() {
+        for (normalized, without_prefix) in [(false, false), (true, false), (true, true)] {
+            // What the kinds differ in has nothing to do with the rest.
+            if normalized && ![0, 5, 9].contains(&i) {
+                continue;
+            }
+            let mut json = sentencepiece();
+            if without_prefix {
+                replace(&mut json);
+            }
+            change(&mut json);
+            // Tokens that the normalizer changes.
+            for (id, content) in [(400, "  \n"), (401, "<|a|>"), (402, "▁▁▁▁▁")] {
+                let mut token = added(id, content);
+                (token["normalized"], token["special"]) = (normalized.into(), false.into());
+                json["model"]["vocab"][content] = id.into();
+                json["added_tokens"].as_array_mut().unwrap().push(token);
+            }
+            let json = json.to_string().into_bytes();
+            let dir = with_json(&json, 500);
+            println!("case {i}, normalized {normalized}, without a prefix {without_prefix}");
+            assert_same_on_texts(dir.path(), &json, 1 << 14);
+            let (tables, library) = (tables(dir.path()), Tokenizer::from_json(&json).unwrap());
+            let texts = ["", " ", "<s>", "<s> the", " <|a|> the<|a|>  \n  ▁▁▁▁▁▁", "aaaaaaa é漢🦊 ▁the  the    "];
+            for text in texts {
+                assert_same(&tables, &library, text);
+            }
         }
     }
 }

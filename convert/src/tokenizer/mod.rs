@@ -15,6 +15,7 @@ use crate::error::{ConvertError, shown};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tidbit_runtime::error::TokenizerError;
 use tidbit_runtime::format::{Chat, TOKENIZER, TOKENIZER_TABLES};
 use tokenizers::Tokenizer;
 
@@ -95,13 +96,16 @@ fn load_alone(folder: &Path, vocab_size: usize) -> Result<Loaded, ConvertError> 
 /// Checks that the library takes it, that the runtime can decode with it, and that its ids fit.
 pub(crate) fn validate(path: &Path, bytes: &[u8], vocab_size: usize) -> Result<(), ConvertError> {
     let error = |reason: String| Err(ConvertError::tokenizer(path, reason));
+    // First, because it checks what the library follows blindly.
+    match tidbit_runtime::tokenizer::Tokenizer::from_json(bytes) {
+        Ok(_) => {}
+        Err(TokenizerError::Parse(reason)) => return error(format!("not a tokenizer: {}", shown(&reason))),
+        Err(e) => return error(shown(&e.to_string())),
+    }
     let tokenizer = match Tokenizer::from_bytes(bytes) {
         Ok(tokenizer) => tokenizer,
         Err(e) => return error(format!("not a tokenizer: {}", shown(&e.to_string()))),
     };
-    if let Err(e) = tidbit_runtime::tokenizer::Tokenizer::from_json(bytes) {
-        return error(shown(&e.to_string()));
-    }
     let outside = tokenizer.get_vocab(true).into_iter().filter(|&(_, id)| id as usize >= vocab_size);
     match outside.min_by_key(|&(_, id)| id) {
         Some((token, id)) => {

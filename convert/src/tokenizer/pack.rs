@@ -1,18 +1,21 @@
-//! A tokenizer as the runtime's tables: byte-level BPE with nothing that the tables cannot say, shown to give the same ids
-//! as the library that defines it.
+//! A tokenizer as the runtime's tables: BPE over bytes (GPT-2) or characters (SentencePiece) with nothing that the tables cannot
+//! say, shown to give the same ids as the library that defines it.
 
 use super::{proof, tables};
 use serde_json::Value;
 use std::collections::HashMap;
 use tidbit_runtime::storage::Bytes;
 use tidbit_runtime::tokenizer::Tokenizer;
-use tidbit_runtime::tokenizer::bpe::{BpeParts, NO_TOKEN};
+use tidbit_runtime::tokenizer::bpe::{BpeParts, CharacterParts, NO_TOKEN, SpaceBefore};
 use tidbit_runtime::tokenizer::byte_char;
 use tidbit_runtime::tokenizer::scanner::ScannerParts;
 use tokenizers::{NormalizedString, Normalizer};
 
 /// GPT-2's splitting expression, which the library's `ByteLevel` has built in.
 const BYTE_LEVEL: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// What stands for a space in SentencePiece's tokens.
+const SPACE: &str = "▁";
 
 /// The longest added token, in characters: the runtime bounds the steps that looking for one may take.
 const MAX_ADDED: usize = 128;
@@ -23,20 +26,26 @@ pub(super) fn pack(json: &[u8]) -> Result<Vec<u8>, String> {
     let description = serde_json::to_value(&library).map_err(|e| e.to_string())?;
     let reference = Tokenizer::from_json(json).map_err(|e| e.to_string())?;
 
-    let nfc = normalizes(&description["normalizer"])?;
-    let mut splitters = Vec::new();
-    let mut byte_level = false;
-    collect_splitters(&description["pre_tokenizer"], &mut splitters, &mut byte_level)?;
-    if !byte_level {
-        return Err("its `pre_tokenizer` is not ByteLevel".into());
-    }
-    check_post_processor(&description["post_processor"])?;
-
+    let around = around(&description["post_processor"])?;
     let tokens = tokens(&library, &reference)?;
     let special = (0..tokens.len() as u32).filter(|&id| reference.is_special(id)).collect();
     let (added, added_normalized) = added_tokens(&library)?;
-    let (byte_tokens, merges) = merges(&description["model"])?;
-    let parts = BpeParts { tokens, special, byte_tokens, merges, nfc, added, added_normalized, splitters };
+    let (vocab, merges) = merges(&description["model"])?;
+    let adds_space = reference.adds_space();
+    let any = BpeParts {
+        tokens,
+        special,
+        merges,
+        added: tables::from_words(&added)?,
+        around,
+        adds_space,
+        ..BpeParts::default()
+    };
+    let parts = if kind(&description["decoder"]) == "ByteLevel" {
+        over_bytes(any, &description, &vocab, &added_normalized)?
+    } else {
+        over_characters(any, &description, &vocab, &added_normalized)?
+    };
     if description["model"]["ignore_merges"] == true {
         check_whole_words(&library, &parts)?;
     }
@@ -44,6 +53,91 @@ pub(super) fn pack(json: &[u8]) -> Result<Vec<u8>, String> {
     let tables = Tokenizer::from_tables(Bytes::copy_from(&bytes)).map_err(|e| e.to_string())?;
     proof::same(&reference, &tables, &parts)?;
     Ok(bytes)
+}
+
+/// The parts of GPT-2's kind.
+fn over_bytes(
+    parts: BpeParts,
+    description: &Value,
+    vocab: &HashMap<&str, u32>,
+    added_normalized: &[(String, u32)],
+) -> Result<BpeParts, String> {
+    let nfc = normalizes(&description["normalizer"])?;
+    let (mut splitters, mut byte_level) = (Vec::new(), false);
+    collect_splitters(&description["pre_tokenizer"], &mut splitters, &mut byte_level)?;
+    if !byte_level {
+        return Err("its `pre_tokenizer` is not ByteLevel".into());
+    }
+    let id = |byte| vocab.get(&*byte_char(byte).encode_utf8(&mut [0; 4])).copied().unwrap_or(NO_TOKEN);
+    let byte_tokens = (0..=u8::MAX).map(id).collect();
+    Ok(BpeParts { byte_tokens, nfc, splitters, added_normalized: tables::from_words(added_normalized)?, ..parts })
+}
+
+/// The parts of SentencePiece's kind.
+fn over_characters(
+    parts: BpeParts,
+    description: &Value,
+    vocab: &HashMap<&str, u32>,
+    added_normalized: &[(String, u32)],
+) -> Result<BpeParts, String> {
+    let model = &description["model"];
+    if model["ignore_merges"] == true {
+        return Err("its `model` takes pieces as a whole".into());
+    }
+    let space_before = spaces(description)?;
+    // There, spaces are replaced before these are looked for. The library's `Metaspace` does it behind.
+    let spaced = |(content, _): &(String, u32)| content.contains([' ', '▁']);
+    if kind(&description["pre_tokenizer"]) == "Metaspace" && added_normalized.iter().any(spaced) {
+        return Err("its `pre_tokenizer` Metaspace follows added tokens with spaces".into());
+    }
+    let mut tokens = Vec::new();
+    for (token, &id) in vocab {
+        let mut characters = token.chars();
+        if let (Some(c), None) = (characters.next(), characters.next()) {
+            tokens.push((c, id));
+        }
+    }
+    tokens.sort_unstable();
+    let unknown = match model["unk_token"].as_str() {
+        Some(token) => *vocab.get(token).ok_or("its `unk_token` is no token")?,
+        None => NO_TOKEN,
+    };
+    let fallback = model["byte_fallback"] == true;
+    let byte = |byte: u8| vocab.get(&*format!("<0x{byte:02X}>")).copied().filter(|_| fallback).unwrap_or(NO_TOKEN);
+    let fuse_unknown = model["fuse_unk"] == true;
+    let characters = Some(CharacterParts { tokens, unknown, fuse_unknown, space_before });
+    let byte_tokens = (0..=u8::MAX).map(byte).collect();
+    Ok(BpeParts { byte_tokens, characters, added_normalized: tables::from_words(added_normalized)?, ..parts })
+}
+
+/// Where spaces are added, when all others become `▁` and nothing else is done to a text.
+fn spaces(description: &Value) -> Result<SpaceBefore, String> {
+    let is_replace =
+        |step: &Value| kind(step) == "Replace" && step["pattern"]["String"] == " " && step["content"] == SPACE;
+    let (normalizer, pre_tokenizer) = (&description["normalizer"], &description["pre_tokenizer"]);
+    let before = match sequence(normalizer, "normalizers")[..] {
+        [] => None,
+        [step] if is_replace(step) => Some(SpaceBefore::Never),
+        [prepend, step] if kind(prepend) == "Prepend" && prepend["prepend"] == SPACE && is_replace(step) => {
+            Some(SpaceBefore::Always)
+        }
+        [first, ..] => return Err(format!("its `normalizer` is {} with more than spaces", kind(first))),
+    };
+    match (before, &sequence(pre_tokenizer, "pretokenizers")[..]) {
+        (Some(before), []) => Ok(before),
+        // There are no spaces left to split at.
+        (Some(before), [split]) if kind(split) == "Split" && split["pattern"]["String"] == " " => Ok(before),
+        (None, [step]) if kind(step) == "Metaspace" && step["replacement"] == SPACE && step["split"] == false => {
+            match step["prepend_scheme"].as_str() {
+                Some("never") => Ok(SpaceBefore::Never),
+                Some("always") => Ok(SpaceBefore::Missing),
+                Some("first") => Ok(SpaceBefore::First),
+                _ => Err("its `pre_tokenizer` Metaspace has no known scheme".into()),
+            }
+        }
+        (_, [step, ..]) => Err(format!("its `pre_tokenizer` {} does more than replace spaces", kind(step))),
+        (None, []) => Err("its `pre_tokenizer` and `normalizer` leave spaces".into()),
+    }
 }
 
 /// The type of a part, for messages.
@@ -108,18 +202,36 @@ fn collect_splitters(
     Ok(())
 }
 
-/// Only what leaves a text's own ids as they are and puts none around them (as LLaMA 3 does): the tables have no such tokens.
-fn check_post_processor(post_processor: &Value) -> Result<(), String> {
+/// The tokens before a text and behind it.
+fn around(post_processor: &Value) -> Result<[Vec<u32>; 2], String> {
+    let mut around = [Vec::new(), Vec::new()];
+    let mut templates = 0;
     for step in sequence(post_processor, "processors") {
-        let single = step["single"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let texts: Vec<_> = single.iter().filter_map(|piece| piece["Sequence"]["id"].as_str()).collect();
+        let refuse = || format!("its `post_processor` is {}", kind(step));
         match kind(step) {
             "ByteLevel" => {}
-            "TemplateProcessing" if texts == ["A"] && single.len() == 1 => {}
-            other => return Err(format!("its `post_processor` is {other}")),
+            "TemplateProcessing" if templates == 0 => {
+                templates += 1;
+                let mut texts = 0;
+                for piece in step["single"].as_array().into_iter().flatten() {
+                    if piece["Sequence"]["id"] == "A" && texts == 0 {
+                        texts = 1;
+                        continue;
+                    }
+                    let name = piece["SpecialToken"]["id"].as_str().ok_or_else(refuse)?;
+                    for id in step["special_tokens"][name]["ids"].as_array().into_iter().flatten() {
+                        let id = id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(refuse)?;
+                        around[texts].push(id);
+                    }
+                }
+                if texts == 0 {
+                    return Err(refuse());
+                }
+            }
+            _ => return Err(refuse()),
         }
     }
-    Ok(())
+    Ok(around)
 }
 
 /// The bytes of every token, by id.
@@ -141,8 +253,11 @@ fn tokens(library: &tokenizers::Tokenizer, reference: &Tokenizer) -> Result<Vec<
     Ok(tokens)
 }
 
-/// Scanners of the added tokens that are looked for before and after normalization.
-fn added_tokens(library: &tokenizers::Tokenizer) -> Result<(ScannerParts, ScannerParts), String> {
+/// Words, and a token's id plus 1 for each.
+type Words = Vec<(String, u32)>;
+
+/// The added tokens that are looked for before and after normalization.
+fn added_tokens(library: &tokenizers::Tokenizer) -> Result<(Words, Words), String> {
     let (mut before, mut after) = (Vec::new(), Vec::new());
     for (&id, token) in library.get_added_vocabulary().get_added_tokens_decoder() {
         let content = &token.content;
@@ -165,7 +280,7 @@ fn added_tokens(library: &tokenizers::Tokenizer) -> Result<(ScannerParts, Scanne
     // They come out of a hash map; the same tokenizer must give the same bytes.
     before.sort_unstable();
     after.sort_unstable();
-    Ok((tables::from_words(&before)?, tables::from_words(&after)?))
+    Ok((before, after))
 }
 
 /// A model that takes a piece as a whole when it is a token does the same as its merges when those make every token.
@@ -188,8 +303,8 @@ fn check_whole_words(library: &tokenizers::Tokenizer, parts: &BpeParts) -> Resul
     Ok(())
 }
 
-/// The token of each byte, and the merges, best first.
-fn merges(model: &Value) -> Result<(Vec<u32>, Vec<([u32; 2], u32)>), String> {
+/// The id of every token of the model, and its merges, best first.
+fn merges(model: &Value) -> Result<(HashMap<&str, u32>, Vec<([u32; 2], u32)>), String> {
     let none = |field: &str| matches!(model[field].as_str(), None | Some(""));
     if model["type"] != "BPE" || !(model["dropout"].is_null() || model["dropout"] == 0.0) {
         return Err("its `model` is not BPE without dropout".into());
@@ -198,10 +313,9 @@ fn merges(model: &Value) -> Result<(Vec<u32>, Vec<([u32; 2], u32)>), String> {
         return Err("its `model` marks parts of words".into());
     }
     let vocab = model["vocab"].as_object().ok_or("its `model` has no vocabulary")?;
-    let id = |token: &str| vocab.get(token).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
-    let byte_tokens: Vec<u32> =
-        (0..=u8::MAX).map(|byte| id(byte_char(byte).encode_utf8(&mut [0; 4])).unwrap_or(NO_TOKEN)).collect();
-
+    let number = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok());
+    let vocab: HashMap<_, _> = vocab.iter().filter_map(|(token, id)| Some((token.as_str(), number(id)?))).collect();
+    let id = |token: &str| vocab.get(token).copied();
     let mut merges = Vec::new();
     let mut rank_of = HashMap::new();
     for merge in model["merges"].as_array().into_iter().flatten() {
@@ -215,5 +329,5 @@ fn merges(model: &Value) -> Result<(Vec<u32>, Vec<([u32; 2], u32)>), String> {
         }
         merges.push(Some(([l, r], merged)));
     }
-    Ok((byte_tokens, merges.into_iter().flatten().collect()))
+    Ok((vocab, merges.into_iter().flatten().collect()))
 }

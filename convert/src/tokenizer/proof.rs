@@ -8,7 +8,7 @@ use tidbit_runtime::tokenizer::Tokenizer;
 use tidbit_runtime::tokenizer::bpe::BpeParts;
 
 /// Texts that take each alternative of the usual splitting expressions, and cases that scripts and normalization add.
-const TEXTS: [&str; 34] = [
+const TEXTS: [&str; 37] = [
     "Hello",
     " world",
     "it's we'll I'VE they'RE 'tis",
@@ -43,13 +43,16 @@ const TEXTS: [&str; 34] = [
     "العربية",
     "👩‍👩‍👧🏽 🦊",
     "\u{0}\u{7f}\u{ad}\u{feff}\u{fffd}",
+    "▁",
+    " ▁▁a  ",
+    "<0x41><s>",
 ];
 
 /// Characters of random texts: those that patterns tell apart, and some of every length.
-const CHARACTERS: [char; 40] = [
+const CHARACTERS: [char; 41] = [
     ' ', ' ', ' ', '\n', '\r', '\t', '\'', 's', 't', 'r', 'e', 'v', 'm', 'l', 'd', 'a', 'Z', '0', '9', '.', '-', '<',
     '|', '>', '\u{a0}', 'é', 'ß', 'Я', '\u{301}', '\u{308}', 'ǅ', '٣', '漢', '\u{200d}', '\u{3000}', '한', '€', '🦊',
-    '𝟙', '\u{e000}',
+    '𝟙', '\u{e000}', '▁',
 ];
 
 /// `Err` names the first text on which the two differ.
@@ -62,6 +65,13 @@ pub(super) fn same(reference: &Tokenizer, tables: &Tokenizer, parts: &BpeParts) 
             _ => Err(format!("its tables give other ids for {:?}", text.chars().take(40).collect::<String>())),
         }
     };
+    for text in TEXTS {
+        if reference.encode_start(text).ok() != tables.encode_start(text).ok()
+            || reference.encode_whole(text).ok() != tables.encode_whole(text).ok()
+        {
+            return Err(format!("its tables put other tokens around {text:?}"));
+        }
+    }
     for id in 0..=parts.tokens.len() as u32 {
         let token = tables.decode(&[id]);
         if reference.decode(&[id]) != token || reference.is_special(id) != tables.is_special(id) {

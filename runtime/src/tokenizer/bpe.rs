@@ -1,4 +1,4 @@
-//! Byte-level BPE as tables that lie in the model file and are used where they lie.
+//! BPE as tables that lie in the model file and are used where they lie: byte-level (GPT-2), or over characters (SentencePiece).
 //!
 //! A `tokenizer.json` of fifty thousand tokens takes the `tokenizers` crate 75 ms and 30 MB to make ready: more than
 //! everything else that a short run does. The tables here are checked in a fraction of a millisecond, share the file's
@@ -7,6 +7,8 @@
 //!
 //! Decoding needs the tokens' bytes only; the encoder's tables are checked when a text is encoded for the first time.
 
+use super::characters::{CharacterHeader, Characters};
+pub use super::characters::{CharacterParts, SpaceBefore};
 use super::merge::{Merger, Merges};
 use super::scanner::{SPACES, Scanner, ScannerParts};
 use super::section::{Numbers, Reader, Writer};
@@ -16,23 +18,35 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 use unicode_normalization_alignments::UnicodeNormalization;
 
-/// Version of the tables; a reader refuses any other.
-const VERSION: u32 = 1;
+/// Version of the tables. Version 1 had no characters, nothing around a text, and the first eight numbers only.
+const VERSION: u32 = 2;
 /// Flag: text is brought into Unicode's composed form (NFC) first.
 const NFC: u32 = 1;
+/// Flag: text starts as characters, not as bytes.
+const CHARACTERS: u32 = 2;
+/// Flag: unknown characters side by side are one token.
+const FUSE_UNKNOWN: u32 = 4;
+/// Flag: a text begins with a space that it has not.
+const ADDS_SPACE: u32 = 8;
 /// The most splitters one after the other: real tokenizers have up to four.
 const MAX_SPLITTERS: usize = 16;
-/// In the table of bytes: no token stands for this byte.
+/// In place of a token's id where there is none.
 pub const NO_TOKEN: u32 = u32::MAX;
 
-/// What a byte-level BPE tokenizer is made of: the input of [`BpeParts::to_bytes`].
+/// What a BPE tokenizer is made of: the input of [`BpeParts::to_bytes`].
 #[derive(Clone, Debug, Default)]
 pub struct BpeParts {
     /// The bytes of every token, by id; `None` where no token has the id.
     pub tokens: Vec<Option<Vec<u8>>>,
     /// Ids of special tokens, ascending.
     pub special: Vec<u32>,
-    /// The token of each byte, [`NO_TOKEN`] for none. All bytes that UTF-8 uses must have one.
+    /// Tokens before every text, and behind it.
+    pub around: [Vec<u32>; 2],
+    /// Whether a text begins with a space that it has not, which decoding leaves out.
+    pub adds_space: bool,
+    /// What a text starts as where that is not bytes. Then no splitters.
+    pub characters: Option<CharacterParts>,
+    /// The token of each byte, [`NO_TOKEN`] for none. All bytes that UTF-8 uses must have one, unless there are characters.
     pub byte_tokens: Vec<u32>,
     /// Pairs of tokens and the token that replaces them, best first, each pair once.
     pub merges: Vec<([u32; 2], u32)>,
@@ -65,15 +79,29 @@ impl BpeParts {
             rights_of[*left as usize] += 1;
         }
 
+        let none = CharacterParts { unknown: NO_TOKEN, ..CharacterParts::default() };
+        let characters = self.characters.as_ref().unwrap_or(&none);
+        let flags = [
+            (NFC, self.nfc),
+            (CHARACTERS, self.characters.is_some()),
+            (FUSE_UNKNOWN, characters.fuse_unknown),
+            (ADDS_SPACE, self.adds_space),
+        ];
         let mut out = Writer::default();
-        out.numbers([VERSION, if self.nfc { NFC } else { 0 }]);
+        out.numbers([VERSION, flags.into_iter().filter(|flag| flag.1).map(|flag| flag.0).sum()]);
         let counts = [self.tokens.len(), self.tokens.iter().flatten().count(), text.len(), self.special.len()];
         out.numbers(counts.map(|n| n as u32));
         out.numbers([self.merges.len(), self.splitters.len()].map(|n| n as u32));
+        let [before, after] = &self.around;
+        out.numbers([before.len(), after.len(), characters.tokens.len()].map(|n| n as u32));
+        out.numbers([characters.unknown, characters.space_before as u32]);
         out.numbers(ends(&mut self.tokens.iter().map(|token| token.as_ref().map_or(0, Vec::len))));
         out.bytes(&text);
         out.numbers(self.special.iter().copied());
+        out.numbers(self.around.iter().flatten().copied());
         out.numbers(self.byte_tokens.iter().copied());
+        out.numbers(characters.tokens.iter().map(|&(c, _)| c as u32));
+        out.numbers(characters.tokens.iter().map(|&(_, id)| id));
         out.numbers(ends(&mut rights_of.into_iter()));
         out.numbers(by_left.iter().flat_map(|&([_, right], rank)| [right, rank]));
         out.numbers(self.merges.iter().map(|&(_, merged)| merged));
@@ -92,6 +120,10 @@ pub(super) struct Bpe {
     special: Numbers,
     n_tokens: usize,
     nfc: bool,
+    adds_space: bool,
+    before: Numbers,
+    after: Numbers,
+    characters: Option<CharacterHeader>,
     n_merges: usize,
     n_splitters: usize,
     /// The rest of the file, for the encoder.
@@ -102,6 +134,8 @@ pub(super) struct Bpe {
 /// The tables that only encoding needs.
 #[derive(Debug)]
 struct Encoder {
+    byte_tokens: [u32; 256],
+    characters: Option<Characters>,
     merges: Merges,
     added: Option<Scanner>,
     added_normalized: Option<Scanner>,
@@ -117,19 +151,38 @@ impl Bpe {
     fn read(bytes: Bytes) -> Result<Self, String> {
         let mut from = Reader::new(bytes);
         let version = from.number()?;
-        if version != VERSION {
-            return Err(format!("version {version}, this runtime reads {VERSION}"));
-        }
+        let known = match version {
+            1 => NFC,
+            VERSION => NFC | CHARACTERS | FUSE_UNKNOWN | ADDS_SPACE,
+            _ => return Err(format!("version {version}, this runtime reads 1 and {VERSION}")),
+        };
         let flags = from.number()?;
-        if flags & !NFC != 0 {
-            return Err(format!("flags {flags:#x}, this runtime knows {NFC:#x}"));
+        if flags & !known != 0 {
+            return Err(format!("flags {flags:#x}, this runtime knows {known:#x}"));
         }
         let mut count = || from.number().map(|n| n as usize);
         let (n_ids, n_tokens, text_len, n_special) = (count()?, count()?, count()?, count()?);
         let (n_merges, n_splitters) = (count()?, count()?);
+        let (n_before, n_after, n, unknown, space_before) = match version {
+            1 => (0, 0, 0, NO_TOKEN, 0),
+            _ => (count()?, count()?, count()?, from.number()?, from.number()?),
+        };
+        let fuse_unknown = flags & FUSE_UNKNOWN != 0;
+        let characters = CharacterHeader { n, unknown, fuse_unknown, space_before };
+        let characters = Some(characters).filter(|_| flags & CHARACTERS != 0);
+        if characters.is_none() && (n, unknown, space_before, fuse_unknown) != (0, NO_TOKEN, 0, false) {
+            return Err(format!("{n} characters in tables over bytes"));
+        }
+        if characters.is_some() && n_splitters > 0 {
+            return Err(format!("{n_splitters} splitters in tables over characters"));
+        }
         let token_ends = from.numbers(n_ids)?;
         let text = from.bytes(text_len)?;
         let special = from.numbers(n_special)?;
+        let (before, after) = (from.numbers(n_before)?, from.numbers(n_after)?);
+        if let Some(id) = before.view().iter().chain(after.view().iter()).find(|&id| id as usize >= n_ids) {
+            return Err(format!("token {id} of {n_ids} stands around a text"));
+        }
         if !token_ends.view().are_ends_of(text_len) {
             return Err(format!("the ends of {n_ids} tokens do not ascend to {text_len}"));
         }
@@ -139,13 +192,16 @@ impl Bpe {
         if n_splitters > MAX_SPLITTERS {
             return Err(format!("{n_splitters} splitters, at most {MAX_SPLITTERS}"));
         }
-        let nfc = flags & NFC != 0;
         Ok(Self {
             token_ends,
             text,
             special,
             n_tokens,
-            nfc,
+            nfc: flags & NFC != 0,
+            adds_space: flags & ADDS_SPACE != 0,
+            before,
+            after,
+            characters,
             n_merges,
             n_splitters,
             rest: from,
@@ -155,6 +211,21 @@ impl Bpe {
 
     pub(super) fn n_tokens(&self) -> usize {
         self.n_tokens
+    }
+
+    /// What stands before every text.
+    pub(super) fn before(&self) -> Vec<u32> {
+        self.before.view().iter().collect()
+    }
+
+    /// What stands behind every text.
+    pub(super) fn after(&self) -> Vec<u32> {
+        self.after.view().iter().collect()
+    }
+
+    /// Whether a text begins with a space that it has not.
+    pub(super) fn adds_space(&self) -> bool {
+        self.adds_space
     }
 
     /// One more than the highest id.
@@ -183,9 +254,13 @@ impl Bpe {
 impl Encoder {
     fn read(bpe: &Bpe) -> Result<Self, String> {
         let (mut from, n_ids) = (bpe.rest.clone(), bpe.n_ids());
+        let byte_tokens = byte_tokens(&mut from, n_ids, bpe.characters.is_none())?;
+        let characters = bpe.characters.map(|header| Characters::read(&mut from, header, n_ids)).transpose()?;
         let merges = Merges::read(&mut from, n_ids, bpe.n_merges)?;
         let added = |value: u32| value as usize <= n_ids;
         let encoder = Self {
+            byte_tokens,
+            characters,
             merges,
             added: Scanner::read(&mut from, added)?,
             added_normalized: Scanner::read(&mut from, added)?,
@@ -199,18 +274,30 @@ impl Encoder {
 
     fn encode(&self, text: &str, nfc: bool, out: &mut Vec<u32>) -> Result<(), String> {
         let mut merger = Merger::new(&self.merges);
+        let mut start = Vec::new();
+        let mut first = true;
         for piece in pieces(self.added.as_ref(), text) {
             let (piece, token) = piece?;
             if token != 0 {
                 out.push(token - 1);
+                first = false;
                 continue;
             }
             let piece = if nfc { composed(piece) } else { Cow::Borrowed(piece) };
+            let piece = match &self.characters {
+                Some(characters) => Cow::Owned(characters.normalize(&piece)),
+                None => piece,
+            };
             for piece in pieces(self.added_normalized.as_ref(), &piece) {
-                match piece? {
-                    (piece, 0) => self.split(0, piece, &mut merger, out)?,
-                    (_, token) => out.push(token - 1),
+                match (piece?, &self.characters) {
+                    ((piece, 0), None) => self.split(0, piece, &mut merger, out)?,
+                    ((piece, 0), Some(characters)) => {
+                        characters.start(piece, first, &self.byte_tokens, &mut start);
+                        merger.merge(start.drain(..), out);
+                    }
+                    ((_, token), _) => out.push(token - 1),
                 }
+                first = false;
             }
         }
         Ok(())
@@ -219,7 +306,7 @@ impl Encoder {
     /// Splitter after splitter, then the merges.
     fn split(&self, stage: usize, text: &str, merger: &mut Merger<'_>, out: &mut Vec<u32>) -> Result<(), String> {
         let Some(splitter) = self.splitters.get(stage) else {
-            merger.merge(text.as_bytes(), out);
+            merger.merge(text.bytes().map(|byte| self.byte_tokens[usize::from(byte)]), out);
             return Ok(());
         };
         for piece in pieces(splitter.as_ref(), text) {
@@ -227,6 +314,20 @@ impl Encoder {
         }
         Ok(())
     }
+}
+
+/// The token of each byte; where `all` is said, every byte that UTF-8 uses has one.
+fn byte_tokens(from: &mut Reader, n_ids: usize, all: bool) -> Result<[u32; 256], String> {
+    let mut byte_tokens = [NO_TOKEN; 256];
+    for (byte, (slot, id)) in byte_tokens.iter_mut().zip(from.numbers(256)?.view().iter()).enumerate() {
+        *slot = id;
+        // 0xC0, 0xC1 and 0xF5 to 0xFF never occur in UTF-8.
+        let needed = all && !matches!(byte, 0xC0 | 0xC1 | 0xF5..);
+        if id as usize >= n_ids && (needed || id != NO_TOKEN) {
+            return Err(format!("byte {byte:#04x} is token {id} of {n_ids}"));
+        }
+    }
+    Ok(byte_tokens)
 }
 
 /// The pieces of a text; without a scanner, the text.
@@ -294,8 +395,9 @@ mod tests {
         let good = parts().to_bytes();
         for (expected, bytes) in [
             ("4 bytes expected at byte 0, there are 0", vec![]),
-            ("version 2, this runtime reads 1", [&[2], &good[1..]].concat()),
-            ("flags 0x2, this runtime knows 0x1", [&good[..4], &[2], &good[5..]].concat()),
+            ("version 3, this runtime reads 1 and 2", [&[3], &good[1..]].concat()),
+            ("flags 0x10, this runtime knows 0xf", [&good[..4], &[16], &good[5..]].concat()),
+            ("flags 0x2, this runtime knows 0x1", [&[1, 0, 0, 0, 2], &good[5..]].concat()),
             ("there are ", good[..good.len() - 4].to_vec()),
             ("bytes expected, found", [&good[..], &[0; 4]].concat()),
             ("there are ", [&good[..8], &[0xFF; 4], &good[12..]].concat()),
@@ -303,9 +405,21 @@ mod tests {
             let message = open(&bytes).and_then(|t| t.encode("the").map_err(|e| e.to_string())).unwrap_err();
             assert!(message.contains(expected), "{message} should contain {expected}");
         }
-        // The ends of tokens are behind the header: 8 numbers.
-        let message = open(&[&good[..32], &[0xFF, 0xFF], &good[34..]].concat()).unwrap_err();
+        // The ends of tokens are behind the header: 13 numbers.
+        let message = open(&[&good[..52], &[0xFF, 0xFF], &good[54..]].concat()).unwrap_err();
         assert!(message.contains("the ends of 259 tokens do not ascend to"), "{message}");
+    }
+
+    #[test]
+    fn tables_of_version_1_are_read() {
+        let new = parts().to_bytes();
+        // What version 2 has more: five numbers behind the first eight, and arrays that are empty here.
+        let old = [&[1], &new[1..32], &new[52..]].concat();
+        let (new, old) = (open(&new).unwrap(), open(&old).unwrap());
+        for text in ["", "the <|end|>    é", "he"] {
+            assert_eq!(old.encode_whole(text).unwrap(), new.encode_whole(text).unwrap());
+        }
+        assert_eq!(old.decode(&[116, 256, 257]), "the<|end|>");
     }
 
     #[test]

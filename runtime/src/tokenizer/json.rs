@@ -1,6 +1,6 @@
 //! A tokenizer as the `tokenizers` crate reads it from a `tokenizer.json`.
 
-use super::byte_char;
+use super::{byte_char, charsmap};
 use crate::error::TokenizerError;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -68,6 +68,7 @@ impl Letters {
 impl Json {
     pub(super) fn read(json: &[u8]) -> Result<Self, TokenizerError> {
         let json = std::str::from_utf8(json).map_err(|e| TokenizerError::Parse(one_line(&e)))?;
+        charsmap::check_json(json).map_err(TokenizerError::Parse)?;
         // Not `from_bytes`, which is generic: what it reads with would be compiled here, for speed, and twice as large.
         let mut inner: tokenizers::Tokenizer =
             json.parse().map_err(|e: tokenizers::Error| TokenizerError::Parse(one_line(&*e)))?;

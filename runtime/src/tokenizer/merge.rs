@@ -1,17 +1,16 @@
-//! The merges of byte-level BPE: the best pair of neighbours becomes one token, until no pair is left.
+//! The merges of BPE: the best pair of neighbours becomes one token, until no pair is left.
 
 use super::bpe::NO_TOKEN;
 use super::section::{Numbers, Reader, View};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Pieces up to this many bytes are searched for the best pair anew after each merge: quadratic, but faster for a word than a heap.
+/// Pieces that start as up to this many tokens are searched for the best pair anew after each merge: quadratic, but faster for a word than a heap.
 const SHORT: usize = 48;
 
 /// The tables: the pairs of each left token lie together, in ascending order of the right one.
 #[derive(Debug)]
 pub(super) struct Merges {
-    byte_tokens: [u32; 256],
     /// For each left token, the end of its pairs.
     ends: Numbers,
     /// Right token and rank of each pair.
@@ -23,15 +22,6 @@ pub(super) struct Merges {
 impl Merges {
     pub(super) fn read(from: &mut Reader, n_ids: usize, n_merges: usize) -> Result<Self, String> {
         let is_token = |id: u32| (id as usize) < n_ids;
-        let mut byte_tokens = [NO_TOKEN; 256];
-        for (byte, (slot, id)) in byte_tokens.iter_mut().zip(from.numbers(256)?.view().iter()).enumerate() {
-            *slot = id;
-            // 0xC0, 0xC1 and 0xF5 to 0xFF never occur in UTF-8.
-            let never = matches!(byte, 0xC0 | 0xC1 | 0xF5..);
-            if !(is_token(id) || never && id == NO_TOKEN) {
-                return Err(format!("byte {byte:#04x} is token {id} of {n_ids}"));
-            }
-        }
         let ends = from.numbers(n_ids)?;
         let pairs = from.numbers(n_merges.checked_mul(2).ok_or_else(|| format!("{n_merges} merges"))?)?;
         let merged = from.numbers(n_merges)?;
@@ -44,13 +34,12 @@ impl Merges {
         if let Some(id) = merged.view().iter().find(|&id| !is_token(id)) {
             return Err(format!("a merge makes token {id} of {n_ids}"));
         }
-        Ok(Self { byte_tokens, ends, pairs, merged })
+        Ok(Self { ends, pairs, merged })
     }
 }
 
 /// Merges one piece after the other, with memory that is used again.
 pub(super) struct Merger<'a> {
-    byte_tokens: &'a [u32; 256],
     ends: View<'a>,
     pairs: View<'a>,
     merged: View<'a>,
@@ -77,7 +66,6 @@ const NO_RANK: u32 = u32::MAX;
 impl<'a> Merger<'a> {
     pub(super) fn new(merges: &'a Merges) -> Self {
         Self {
-            byte_tokens: &merges.byte_tokens,
             ends: merges.ends.view(),
             pairs: merges.pairs.view(),
             merged: merges.merged.view(),
@@ -106,8 +94,8 @@ impl<'a> Merger<'a> {
         self.merged.get(rank as usize).unwrap_or(NO_TOKEN)
     }
 
-    /// Appends the tokens of a piece.
-    pub(super) fn merge(&mut self, piece: &[u8], out: &mut Vec<u32>) {
+    /// Appends the tokens of a piece that starts as these.
+    pub(super) fn merge(&mut self, piece: impl ExactSizeIterator<Item = u32>, out: &mut Vec<u32>) {
         if piece.len() <= SHORT {
             self.merge_short(piece, out);
         } else {
@@ -115,10 +103,10 @@ impl<'a> Merger<'a> {
         }
     }
 
-    fn merge_short(&mut self, piece: &[u8], out: &mut Vec<u32>) {
+    fn merge_short(&mut self, piece: impl Iterator<Item = u32>, out: &mut Vec<u32>) {
         let mut symbols = std::mem::take(&mut self.short);
         symbols.clear();
-        symbols.extend(piece.iter().map(|&byte| (self.byte_tokens[usize::from(byte)], NO_RANK)));
+        symbols.extend(piece.map(|id| (id, NO_RANK)));
         for i in 1..symbols.len() {
             symbols[i - 1].1 = self.rank(symbols[i - 1].0, symbols[i].0);
         }
@@ -136,12 +124,12 @@ impl<'a> Merger<'a> {
         self.short = symbols;
     }
 
-    fn merge_long(&mut self, piece: &[u8], out: &mut Vec<u32>) {
+    fn merge_long(&mut self, piece: impl Iterator<Item = u32>, out: &mut Vec<u32>) {
         let mut symbols = std::mem::take(&mut self.symbols);
         let mut queue = std::mem::take(&mut self.queue);
         symbols.clear();
-        symbols.extend(piece.iter().enumerate().map(|(i, &byte)| Symbol {
-            id: self.byte_tokens[usize::from(byte)],
+        symbols.extend(piece.enumerate().map(|(i, id)| Symbol {
+            id,
             rank: NO_RANK,
             prev: i.wrapping_sub(1),
             next: i + 1,

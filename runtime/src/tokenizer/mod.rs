@@ -12,6 +12,8 @@
 #![forbid(unsafe_code)]
 
 pub mod bpe;
+mod characters;
+pub mod charsmap;
 #[cfg(feature = "json-tokenizer")]
 mod json;
 #[cfg(not(feature = "json-tokenizer"))]
@@ -99,10 +101,10 @@ impl Tokenizer {
     pub fn encode_start(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let ids = self.encode(text)?;
         let prefix = match &self.0 {
-            Form::Bpe(_) => &[],
-            Form::Json(json) => json.prefix(),
+            Form::Bpe(bpe) => bpe.before(),
+            Form::Json(json) => json.prefix().to_vec(),
         };
-        Ok(if ids.starts_with(prefix) { ids } else { [prefix, &ids].concat() })
+        Ok(if ids.starts_with(&prefix) { ids } else { [prefix, ids].concat() })
     }
 
     /// The ids of a whole text, with all special tokens that the tokenizer puts around one (BERT's `[CLS]` and `[SEP]`).
@@ -111,7 +113,7 @@ impl Tokenizer {
     /// As [`encode`](Self::encode).
     pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         match &self.0 {
-            Form::Bpe(bpe) => bpe.encode(text),
+            Form::Bpe(bpe) => Ok([bpe.before(), bpe.encode(text)?, bpe.after()].concat()),
             Form::Json(json) => json.encode_whole(text),
         }
     }
@@ -132,12 +134,16 @@ impl Tokenizer {
         for &id in ids.iter().filter(|&&id| keep(id)) {
             self.push_bytes(id, &mut bytes);
         }
-        let adds_space = match &self.0 {
-            Form::Bpe(_) => false,
-            Form::Json(json) => json.adds_space(),
-        };
-        let bytes = bytes.strip_prefix(b" ").filter(|_| adds_space).unwrap_or(&bytes);
+        let bytes = bytes.strip_prefix(b" ").filter(|_| self.adds_space()).unwrap_or(&bytes);
         String::from_utf8_lossy(bytes).into_owned()
+    }
+
+    /// Whether a text begins with a space that it has not: [`decode`](Self::decode) leaves one out, a stream does not.
+    pub fn adds_space(&self) -> bool {
+        match &self.0 {
+            Form::Bpe(bpe) => bpe.adds_space(),
+            Form::Json(json) => json.adds_space(),
+        }
     }
 
     /// Number of tokens, added ones included.
@@ -208,7 +214,7 @@ mod tests {
     }
 
     /// A tokenizer as LLaMA has it: `▁` for a space, bytes for what has no token, `<s>` before a text.
-    fn sentencepiece(decoder: &serde_json::Value) -> serde_json::Value {
+    pub(super) fn sentencepiece(decoder: &serde_json::Value) -> serde_json::Value {
         let mut vocab = serde_json::Map::new();
         let bytes = (0..=255u8).map(|b| format!("<0x{b:02X}>"));
         let others = ["▁", "h", "e", "i", "he", "▁he"].map(String::from);
@@ -303,10 +309,9 @@ mod tests {
             special: vec![257],
             byte_tokens: (0..256).collect(),
             merges: vec![([u32::from(b'h'), u32::from(b'e')], 256)],
-            nfc: false,
             added,
-            added_normalized: ScannerParts::default(),
             splitters: vec![splitter],
+            ..BpeParts::default()
         }
     }
 

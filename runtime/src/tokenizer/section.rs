@@ -25,9 +25,14 @@ impl View<'_> {
         self.0.get(i).map(|bytes| u32::from_le_bytes(*bytes))
     }
 
+    /// Where `number` is among these ascending ones.
+    pub(super) fn find(self, number: u32) -> Option<usize> {
+        self.0.binary_search_by_key(&number, |bytes| u32::from_le_bytes(*bytes)).ok()
+    }
+
     /// Whether `number` is among these ascending ones.
     pub(super) fn contains(self, number: u32) -> bool {
-        self.0.binary_search_by_key(&number, |bytes| u32::from_le_bytes(*bytes)).is_ok()
+        self.find(number).is_some()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = u32> {

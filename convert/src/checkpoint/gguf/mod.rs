@@ -53,6 +53,9 @@ pub(crate) enum Value {
     Text(String),
     Texts(Vec<String>),
     Ints(Vec<i32>),
+    Floats(Vec<f32>),
+    /// Small numbers, signed or not.
+    Bytes(Vec<u8>),
     /// Other arrays: only their length is kept.
     Array(u64),
 }
@@ -68,6 +71,8 @@ impl Value {
             Self::Text(text) => text.is_empty(),
             Self::Texts(list) => list.is_empty(),
             Self::Ints(list) => list.is_empty(),
+            Self::Floats(list) => list.is_empty(),
+            Self::Bytes(list) => list.is_empty(),
             Self::Array(length) => *length == 0,
         }
     }
@@ -82,6 +87,8 @@ impl Value {
             Self::Text(text) => format!("{:?}", shown(text)),
             Self::Texts(list) => format!("an array of {} strings", list.len()),
             Self::Ints(list) => format!("an array of {} numbers", list.len()),
+            Self::Floats(list) => format!("an array of {} floats", list.len()),
+            Self::Bytes(list) => format!("an array of {} bytes", list.len()),
             Self::Array(length) => format!("an array of {length} values"),
         }
     }
@@ -168,6 +175,14 @@ impl Metadata {
             Value::Array(0) => Some(&[]),
             _ => None,
         })
+    }
+
+    pub(crate) fn floats(&self, key: &str) -> Result<Option<&[f32]>, ConvertError> {
+        self.kind(key, "an array of floats", |v| if let Value::Floats(list) = v { Some(list.as_slice()) } else { None })
+    }
+
+    pub(crate) fn bytes(&self, key: &str) -> Result<Option<&[u8]>, ConvertError> {
+        self.kind(key, "an array of bytes", |v| if let Value::Bytes(list) = v { Some(list.as_slice()) } else { None })
     }
 
     /// The keys that nobody looked at.
@@ -384,6 +399,14 @@ impl Reader<'_> {
                 }
                 Ok(Value::Ints(ints))
             }
+            6 => {
+                let mut floats = Vec::new();
+                for _ in 0..n {
+                    floats.push(f32::from_le_bytes(self.array()?));
+                }
+                Ok(Value::Floats(floats))
+            }
+            0 | 1 => Ok(Value::Bytes(self.bytes(n, &format!("`{}`", shown(key)))?)),
             _ => {
                 let mut left = n * width;
                 let mut scratch = [0; 4096];

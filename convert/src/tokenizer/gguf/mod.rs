@@ -1,5 +1,7 @@
-//! The tokenizer of a GGUF, as a `tokenizer.json`. GGUF has tokens and merges, and for the rule that splits text into words
-//! only a name: [`RULES`] knows what the names stand for.
+//! The tokenizer of a GGUF, as a `tokenizer.json`. GPT-2's kind has tokens and merges, and for the rule that splits text
+//! into words only a name: [`RULES`] knows what the names stand for. SentencePiece's kinds are in [`sentencepiece`].
+
+mod sentencepiece;
 
 use super::{StoredTokenizer, chat, validate};
 use crate::checkpoint::gguf::Metadata;
@@ -27,7 +29,8 @@ enum Split {
     Bloom,
 }
 
-/// A name, how it splits, whether text is normalized to NFC before, and whether a word that is a token is taken as it is.
+/// A name, how it splits, whether text is normalized to NFC before, and whether a word that is a token is taken as it is. Those
+/// tokenizers (`LLaMA` 3's) also begin a text with a token unless the file says otherwise.
 type Rule = (&'static str, Split, bool, bool);
 
 /// What `tokenizer.ggml.pre` may be.
@@ -54,8 +57,10 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 
 /// The kinds of tokens.
 const NORMAL: i32 = 1;
+const UNKNOWN: i32 = 2;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
+const BYTE: i32 = 6;
 
 /// The tokenizer; inside, why there is none.
 pub(crate) fn load(
@@ -64,46 +69,65 @@ pub(crate) fn load(
     vocab_size: usize,
 ) -> Result<Result<StoredTokenizer, String>, ConvertError> {
     let (model, pre) = (metadata.text("tokenizer.ggml.model")?, metadata.text("tokenizer.ggml.pre")?);
-    match model {
-        Some("gpt2") => {}
+    let json = match model {
+        Some("gpt2") => {
+            let Some(rule) = RULES.iter().find(|rule| Some(rule.0) == pre) else {
+                let names: Vec<_> = RULES.iter().map(|rule| rule.0).collect();
+                let found = pre.map_or_else(|| "missing".into(), |pre| format!("\"{}\"", shown(pre)));
+                let reason = format!("`tokenizer.ggml.pre` is {found}, expected one of: {}", names.join(", "));
+                return Ok(Err(reason));
+            };
+            build(metadata, rule, &Tokens::read(metadata, vocab_size)?)?
+        }
+        Some("llama") => sentencepiece::bpe(metadata, &Tokens::read(metadata, vocab_size)?)?,
+        Some("t5") => sentencepiece::unigram(metadata, &Tokens::read(metadata, vocab_size)?)?,
         None => return Ok(Err("no `tokenizer.ggml.model`".into())),
         Some(other) => {
-            return Ok(Err(format!("`tokenizer.ggml.model` is \"{}\", only gpt2 is supported", shown(other))));
+            let supported = "only gpt2, llama and t5 are supported";
+            return Ok(Err(format!("`tokenizer.ggml.model` is \"{}\", {supported}", shown(other))));
         }
-    }
-    let Some(rule) = RULES.iter().find(|rule| Some(rule.0) == pre) else {
-        let names: Vec<_> = RULES.iter().map(|rule| rule.0).collect();
-        let found = pre.map_or_else(|| "missing".into(), |pre| format!("\"{}\"", shown(pre)));
-        return Ok(Err(format!("`tokenizer.ggml.pre` is {found}, expected one of: {}", names.join(", "))));
     };
-    let json = build(metadata, rule, vocab_size)?;
     validate(path, &json, vocab_size)?;
     let chat = chat::of_gguf(path, metadata, metadata.texts(TOKENS)?.unwrap_or_default())?;
     Ok(Ok(StoredTokenizer { chat, ..StoredTokenizer::new(json) }))
 }
 
-fn build(metadata: &Metadata, rule: &Rule, vocab_size: usize) -> Result<Vec<u8>, ConvertError> {
-    const KINDS: &str = "tokenizer.ggml.token_type";
-    const MERGES: &str = "tokenizer.ggml.merges";
-    let Some(tokens) = metadata.texts(TOKENS)? else { return Err(metadata.refuse(TOKENS, "an array of strings")) };
-    let kinds = metadata.ints(KINDS)?.unwrap_or_default();
-    if tokens.len() > vocab_size {
-        return Err(metadata.refuse(TOKENS, format!("at most {vocab_size}, the rows of the embedding")));
-    }
-    if !kinds.is_empty() && kinds.len() != tokens.len() {
-        return Err(metadata.refuse(KINDS, format!("as many as there are tokens, {}", tokens.len())));
-    }
-    let (mut vocab, mut added) = (Map::new(), Vec::new());
-    for (id, token) in tokens.iter().enumerate() {
-        let kind = kinds.get(id).copied().unwrap_or(NORMAL);
-        if kind == UNUSED {
-            continue;
+/// The tokens by id, and their kinds.
+struct Tokens<'a> {
+    texts: &'a [String],
+    kinds: &'a [i32],
+}
+
+impl<'a> Tokens<'a> {
+    fn read(metadata: &'a Metadata, vocab_size: usize) -> Result<Self, ConvertError> {
+        const KINDS: &str = "tokenizer.ggml.token_type";
+        let Some(texts) = metadata.texts(TOKENS)? else { return Err(metadata.refuse(TOKENS, "an array of strings")) };
+        let kinds = metadata.ints(KINDS)?.unwrap_or_default();
+        if texts.len() > vocab_size {
+            return Err(metadata.refuse(TOKENS, format!("at most {vocab_size}, the rows of the embedding")));
         }
-        if let Some(other) = vocab.insert(token.clone(), json!(id)) {
+        if !kinds.is_empty() && kinds.len() != texts.len() {
+            return Err(metadata.refuse(KINDS, format!("as many as there are tokens, {}", texts.len())));
+        }
+        Ok(Self { texts, kinds })
+    }
+
+    /// Id, text and kind of every token.
+    fn iter(&self) -> impl Iterator<Item = (usize, &'a str, i32)> {
+        let (texts, kinds) = (self.texts, self.kinds);
+        texts.iter().enumerate().map(|(id, text)| (id, text.as_str(), kinds.get(id).copied().unwrap_or(NORMAL)))
+    }
+}
+
+fn build(metadata: &Metadata, rule: &Rule, tokens: &Tokens<'_>) -> Result<Vec<u8>, ConvertError> {
+    const MERGES: &str = "tokenizer.ggml.merges";
+    let (mut vocab, mut recognised) = (Map::new(), Vec::new());
+    for (id, token, kind) in tokens.iter().filter(|token| token.2 != UNUSED) {
+        if let Some(other) = vocab.insert(token.into(), json!(id)) {
             return Err(metadata.error(format!("tokens {other} and {id} are both {:?}", shown(token))));
         }
         if kind != NORMAL && !token.is_empty() {
-            added.push(json!({
+            recognised.push(json!({
                 "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
                 "normalized": false, "special": kind != USER_DEFINED,
             }));
@@ -125,10 +149,10 @@ fn build(metadata: &Metadata, rule: &Rule, vocab_size: usize) -> Result<Vec<u8>,
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": added,
+        "added_tokens": recognised,
         "normalizer": nfc.then(|| json!({ "type": "NFC" })),
         "pre_tokenizer": { "type": "Sequence", "pretokenizers": splitters(split, space) },
-        "post_processor": null,
+        "post_processor": around(metadata, tokens.texts, ignore_merges, false)?,
         "decoder": decoder,
         "model": {
             "type": "BPE",
@@ -144,6 +168,35 @@ fn build(metadata: &Metadata, rule: &Rule, vocab_size: usize) -> Result<Vec<u8>,
         },
     });
     Ok(description.to_string().into_bytes())
+}
+
+/// A post-processor that puts the tokens around a text that the file asks for; `begin` and `end` are so unless it says otherwise.
+fn around(metadata: &Metadata, tokens: &[String], begin: bool, end: bool) -> Result<Value, ConvertError> {
+    let begin = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(begin);
+    let end = metadata.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(end);
+    let named = |wanted: bool, name: &str| -> Result<Option<(usize, &String)>, ConvertError> {
+        let key = format!("tokenizer.ggml.{name}");
+        let Some(id) = metadata.count(&key)?.filter(|_| wanted) else { return Ok(None) };
+        let id = usize::try_from(id).unwrap_or(usize::MAX);
+        match tokens.get(id) {
+            Some(token) => Ok(Some((id, token))),
+            None => Err(metadata.refuse(&key, format!("an id below {}, the number of tokens", tokens.len()))),
+        }
+    };
+    let (begin, end) = (named(begin, "bos_token_id")?, named(end, "eos_token_id")?);
+    if begin.is_none() && end.is_none() {
+        return Ok(Value::Null);
+    }
+    let token = |(_, token): (usize, &String)| json!({ "SpecialToken": { "id": token, "type_id": 0 } });
+    let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+    let single: Vec<_> = begin.map(token).into_iter().chain([text.clone()]).chain(end.map(token)).collect();
+    let specials: Map<_, _> = [begin, end]
+        .into_iter()
+        .flatten()
+        .map(|(id, token)| (token.clone(), json!({ "id": token, "ids": [id], "tokens": [token] })))
+        .collect();
+    let pair = json!([text, { "Sequence": { "id": "B", "type_id": 1 } }]);
+    Ok(json!({ "type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": specials }))
 }
 
 fn splitters(split: Split, space: bool) -> Vec<Value> {
