@@ -280,6 +280,9 @@ pub fn supported() -> Vec<Kernels> {
         if avx512 {
             list.push(Kernels { name: "avx512", row: &table::avx512_row::ROW });
         }
+        if avx2 && is_x86_feature_detected!("avxvnni") {
+            list.push(Kernels { name: "avxvnni", row: &table::avxvnni_row::ROW });
+        }
         if avx2 {
             list.push(Kernels { name: "avx2", row: &table::avx2_row::ROW });
         }

@@ -48,6 +48,8 @@ impl Encoders {
             #[cfg(target_arch = "x86_64")]
             "avx512" => &avx512_row::ENCODERS,
             #[cfg(target_arch = "x86_64")]
+            "avxvnni" => &avxvnni_row::ENCODERS,
+            #[cfg(target_arch = "x86_64")]
             "avx2" => &avx2_row::ENCODERS,
             #[cfg(target_arch = "aarch64")]
             "i8mm" => &i8mm_row::ENCODERS,
@@ -290,9 +292,13 @@ macro_rules! instantiate {
 
 instantiate!(scalar_row, crate::kernels::scalar::Scalar, int 1 x 1, float 1 x 1, attention 1 1 1, one 1 1, in bytes 1 1 1, one 1 1, peak 1 x 1);
 #[cfg(target_arch = "x86_64")]
-instantiate!(avx2_row, crate::kernels::x86_64::avx2::Avx2,
+instantiate!(avx2_row, crate::kernels::x86_64::avx2::Avx2<crate::kernels::x86_64::avx2::Madd>,
     #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
     int 1 x 4, float 1 x 6, attention 4 1 1, one 4 4, in bytes 2 1 1, one 2 2, peak 2 x 2);
+#[cfg(target_arch = "x86_64")]
+instantiate!(avxvnni_row, crate::kernels::x86_64::avx2::Avx2<crate::kernels::x86_64::avx2::Vnni>,
+    #[target_feature(enable = "avxvnni,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
+    int 1 x 4, float 1 x 6, attention 4 1 1, one 4 4, in bytes 2 1 1, one 2 2, peak 2 x 4);
 #[cfg(target_arch = "x86_64")]
 instantiate!(avx512_row, crate::kernels::x86_64::avx512::Avx512,
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]

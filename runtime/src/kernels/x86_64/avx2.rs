@@ -1,15 +1,70 @@
-//! AVX2 with FMA and F16C (Haswell, Zen and later): 16 lanes are two registers.
+//! AVX2 with FMA and F16C (Haswell, Zen and later): 16 lanes are two registers. The rows differ in one trait, [`Multiply`].
 //!
 //! `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs into 16 bits with saturation. Signed weights go
 //! in as magnitudes, their signs moved to the activations (at most 2 * 127 * 127 = 32258); table entries, all
 //! within ±63, go in raised by 64 (at most 2 * 127 * 127 as well). Nothing saturates, so sums are exact.
+//!
+//! AVX-VNNI (Alder Lake and later, which are without AVX-512) has `vpdpbusd` for these registers, which does not saturate: one
+//! instruction for three, and signed weights go in raised by 128.
 
 use crate::kernels::simd::{LANES, Simd};
 #[allow(clippy::wildcard_imports, reason = "a hundred intrinsics")]
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
+/// How 8 rows x 4 columns of bytes meet activations.
+///
+/// # Safety
+/// As for [`Simd`].
+pub(crate) trait Multiply: Copy {
+    /// [`Simd::I8_OFFSET`].
+    const I8_OFFSET: i32;
+    /// `acc[row] + sum over 4 columns of w[row][col] * x[row][col]`, `w` unsigned; exact where two products that are neighbours
+    /// sum to 16 bits.
+    unsafe fn dot(acc: __m256i, w: __m256i, x: __m256i) -> __m256i;
+    /// The same for signed weights, raised by the offset.
+    unsafe fn dot_i8(acc: __m256i, w: __m256i, x: __m256i) -> __m256i;
+}
+
+/// In 16 bits first: no feature beyond AVX2.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2;
+pub(crate) struct Madd;
+
+impl Multiply for Madd {
+    const I8_OFFSET: i32 = 0;
+    #[inline(always)]
+    unsafe fn dot(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: AVX2 is the caller's promise.
+        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1))) }
+    }
+    #[inline(always)]
+    unsafe fn dot_i8(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: AVX2 is the caller's promise.
+        unsafe { Self::dot(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) }
+    }
+}
+
+/// In 32 bits at once.
+#[derive(Clone, Copy)]
+pub(crate) struct Vnni;
+
+impl Multiply for Vnni {
+    const I8_OFFSET: i32 = 128;
+    #[inline(always)]
+    unsafe fn dot(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: the feature is the caller's promise.
+        unsafe { _mm256_dpbusd_avx_epi32(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn dot_i8(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: the feature is the caller's promise.
+        unsafe { _mm256_dpbusd_avx_epi32(acc, w, x) }
+    }
+}
+
+/// AVX2 with one of the ways to multiply bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2<M>(PhantomData<M>);
 
 /// Applies `f` to both halves.
 #[inline(always)]
@@ -87,12 +142,12 @@ unsafe fn transpose8(v: [__m256; 8]) -> [__m256; 8] {
 // SAFETY comments below are shared: the trait's contract gives the features and the pointers' validity; all loads and
 // stores are unaligned forms.
 #[expect(clippy::undocumented_unsafe_blocks, reason = "one contract for all of them, stated above")]
-impl Simd for Avx2 {
+impl<M: Multiply> Simd for Avx2<M> {
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type B = [__m256i; 2];
     type T = __m256i;
-    const I8_OFFSET: i32 = 0;
+    const I8_OFFSET: i32 = M::I8_OFFSET;
     const CODE_OFFSET: i32 = 64;
 
     #[inline(always)]
@@ -224,7 +279,11 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_i8(p: *const u8) -> Self::B {
-        unsafe { Self::load_bytes(p) }
+        let bytes = unsafe { Self::load_bytes(p) };
+        match M::I8_OFFSET {
+            0 => bytes,
+            _ => both(bytes, bytes, |b, _| unsafe { _mm256_xor_si256(b, _mm256_set1_epi8(-128)) }),
+        }
     }
     #[inline(always)]
     unsafe fn load_i8_lanes(p: *const i8) -> Self::F {
@@ -254,20 +313,14 @@ impl Simd for Avx2 {
     unsafe fn dot_i8(acc: Self::I, w: Self::B, x: *const i8) -> Self::I {
         unsafe {
             let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
-            both(acc, w, |acc, w| {
-                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-                _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-            })
+            both(acc, w, |acc, w| M::dot_i8(acc, w, x))
         }
     }
     #[inline(always)]
     unsafe fn dot_code(acc: Self::I, w: Self::B, x: *const i8) -> Self::I {
         unsafe {
             let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
-            both(acc, w, |acc, w| {
-                let pairs = _mm256_maddubs_epi16(w, x);
-                _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-            })
+            both(acc, w, |acc, w| M::dot(acc, w, x))
         }
     }
     #[inline(always)]
@@ -337,8 +390,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn dot_u8(acc: Self::I, a: Self::B, w: Self::B) -> Self::I {
         // At most 2 * 255 * 63 = 32130: nothing saturates.
-        let pairs = both(a, w, |a, w| unsafe { _mm256_maddubs_epi16(a, w) });
-        both(acc, pairs, |acc, p| unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(p, _mm256_set1_epi16(1))) })
+        unsafe { [M::dot(acc[0], a[0], w[0]), M::dot(acc[1], a[1], w[1])] }
     }
     #[inline(always)]
     unsafe fn dot_squares(acc: Self::I, w: Self::B) -> Self::I {
