@@ -1,6 +1,7 @@
 //! Embeddings: one vector for a text, made of the hidden states of its tokens as the spec says.
 //!
-//! Encoders are made for it. A decoder's hidden states serve too, though nobody trained most decoders for that.
+//! Encoders are made for it, and of a model with an encoder it is that one's states. A decoder's hidden states serve too, though
+//! nobody trained most decoders for that.
 
 #![forbid(unsafe_code)]
 
@@ -24,6 +25,7 @@ impl Embedder {
     /// # Errors
     /// As [`Engine::new`].
     pub fn new(model: &Model, options: &EngineOptions) -> Result<Self, SessionError> {
+        let model = model.encoder().unwrap_or(model);
         Ok(Self { engine: Engine::new(model, options)?, pooling: model.spec().pooling.clone() })
     }
 

@@ -191,6 +191,12 @@ pub enum SessionError {
     /// Logits of a model without a head.
     #[error("this model makes embeddings of texts, no logits: it cannot write or score a text")]
     NoHead,
+    /// A text of a model that writes about another one, which it was not given.
+    #[error("this model writes about a text that its encoder reads, and none was given to it")]
+    NothingRead,
+    /// A text for an encoder that there is not.
+    #[error("this model has no encoder that could read a text beforehand")]
+    NoEncoder,
     /// Memory could not be had.
     #[error("cannot allocate {bytes} bytes for {what}: {source}")]
     Memory {

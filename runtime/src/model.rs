@@ -16,7 +16,10 @@ pub struct Model(Arc<Inner>);
 
 struct Inner {
     file: ModelFile,
+    /// The file's, or its encoder's.
+    spec: Spec,
     weights: Weights,
+    encoder: Option<Model>,
     tokenizer: OnceLock<Option<Tokenizer>>,
 }
 
@@ -55,12 +58,29 @@ pub struct Layer {
     pub attn_out: Linear,
     /// Behind attention.
     pub attn_post_norm: Option<NormWeights>,
+    /// Attention to what an encoder has read.
+    pub cross: Option<Cross>,
     /// Before the feed-forward network.
     pub mlp_norm: Option<NormWeights>,
     /// The feed-forward network, or several.
     pub mlp: Mlp,
     /// Behind the feed-forward network.
     pub mlp_post_norm: Option<NormWeights>,
+}
+
+/// The weights of a block's attention to another text.
+#[derive(Clone)]
+pub struct Cross {
+    /// Before it.
+    pub norm: Option<NormWeights>,
+    /// `[n_heads * head_dim, d_model]`, of the block's own stream.
+    pub q: Linear,
+    /// `[2 n_kv_heads * head_dim, d_model]`, of the encoder's states.
+    pub kv: Linear,
+    /// `[d_model, n_heads * head_dim]`.
+    pub out: Linear,
+    /// Behind it.
+    pub post_norm: Option<NormWeights>,
 }
 
 /// What is trained of scores.
@@ -141,8 +161,20 @@ impl Model {
     /// # Errors
     /// When a tensor is missing or of the wrong kind.
     pub fn new(file: ModelFile) -> Result<Self, FormatError> {
-        let weights = Weights::resolve(&file)?;
-        Ok(Self(Arc::new(Inner { file, weights, tokenizer: OnceLock::new() })))
+        let spec = file.spec().clone();
+        let weights = Weights::resolve(&file, (&spec, ""))?;
+        let encoder = match spec.of_encoder() {
+            None => None,
+            Some(spec) => {
+                let weights = Weights::resolve(&file, (&spec, "encoder."))?;
+                Some(Self::of(file.clone(), spec, weights, None))
+            }
+        };
+        Ok(Self::of(file, spec, weights, encoder))
+    }
+
+    fn of(file: ModelFile, spec: Spec, weights: Weights, encoder: Option<Self>) -> Self {
+        Self(Arc::new(Inner { file, spec, weights, encoder, tokenizer: OnceLock::new() }))
     }
 
     /// Whether it is the same model: opened once, and shared.
@@ -157,7 +189,12 @@ impl Model {
 
     /// The architecture.
     pub fn spec(&self) -> &Spec {
-        self.0.file.spec()
+        &self.0.spec
+    }
+
+    /// The encoder that reads the texts this one writes about, a model of the same file; `None` where there is none.
+    pub fn encoder(&self) -> Option<&Self> {
+        self.0.encoder.as_ref()
     }
 
     /// The weights.
@@ -191,8 +228,8 @@ impl Model {
 }
 
 impl Weights {
-    fn resolve(file: &ModelFile) -> Result<Self, FormatError> {
-        let spec = file.spec();
+    /// Those of a stack whose tensors' names begin with `prefix`; it shares the embedding with all others.
+    fn resolve(file: &ModelFile, (spec, prefix): (&Spec, &str)) -> Result<Self, FormatError> {
         let linear = |name: &str, bias: bool| {
             let bias = if bias { Some(file.vector(&format!("{name}.bias"))?) } else { None };
             Ok::<_, FormatError>(Linear { weight: file.matrix(&format!("{name}.weight"))?, bias })
@@ -231,7 +268,7 @@ impl Weights {
             })
         };
         let mlp = |i: usize| {
-            let name = format!("layers.{i}.mlp");
+            let name = format!("{prefix}layers.{i}.mlp");
             let Some(experts) = spec.mlp.experts_of(i) else { return feed_forward(&name).map(Mlp::One) };
             let shared = || {
                 Ok::<_, FormatError>((
@@ -247,19 +284,31 @@ impl Weights {
                 shared: experts.shared_dim.map(|_| shared()).transpose()?,
             })
         };
-        let relative = RelativeBiases::resolve(file)?;
+        let relative = RelativeBiases::resolve(file, (spec, prefix))?;
+        let cross = |i: usize| {
+            let name = |part: &str| format!("{prefix}layers.{i}.{part}");
+            Ok::<_, FormatError>(Cross {
+                norm: norm_if(place.before(), &name("cross_norm"))?,
+                q: linear(&name("cross.q"), a.qkv_bias)?,
+                kv: linear(&name("cross.kv"), a.qkv_bias)?,
+                out: linear(&name("cross.out"), a.out_bias)?,
+                post_norm: norm_if(place.behind(), &name("cross_post_norm"))?,
+            })
+        };
         let layer = |i: usize| {
             let two = spec.residual != Residual::ParallelOneNorm;
+            let name = |part: &str| format!("{prefix}layers.{i}.{part}");
             Ok::<_, FormatError>(Layer {
-                attn_norm: norm_if(place.before(), &format!("layers.{i}.attn_norm"))?,
-                qkv: linear(&format!("layers.{i}.attn.qkv"), a.qkv_bias)?,
-                qk_norm: qk_norm(&format!("layers.{i}.attn"))?,
-                scores: ScoreWeights::resolve(file, i, relative.clone())?,
-                attn_out: linear(&format!("layers.{i}.attn.out"), a.out_bias)?,
-                attn_post_norm: norm_if(place.behind(), &format!("layers.{i}.attn_post_norm"))?,
-                mlp_norm: norm_if(place.before() && two, &format!("layers.{i}.mlp_norm"))?,
+                attn_norm: norm_if(place.before(), &name("attn_norm"))?,
+                qkv: linear(&name("attn.qkv"), a.qkv_bias)?,
+                qk_norm: qk_norm(&name("attn"))?,
+                scores: ScoreWeights::resolve(file, (a.sinks, name("attn.sinks")), relative.clone())?,
+                attn_out: linear(&name("attn.out"), a.out_bias)?,
+                attn_post_norm: norm_if(place.behind(), &name("attn_post_norm"))?,
+                cross: spec.encoder.as_ref().map(|_| cross(i)).transpose()?,
+                mlp_norm: norm_if(place.before() && two, &name("mlp_norm"))?,
                 mlp: mlp(i)?,
-                mlp_post_norm: norm_if(place.behind(), &format!("layers.{i}.mlp_post_norm"))?,
+                mlp_post_norm: norm_if(place.behind(), &name("mlp_post_norm"))?,
             })
         };
         let embedding = file.matrix("embed.tokens")?;
@@ -267,9 +316,9 @@ impl Weights {
         let head_bias = if spec.logits.bias { Some(file.vector("head.bias")?) } else { None };
         Ok(Self {
             embedding_project: linear_if(narrow, "embed.project", false)?,
-            embedding_norm: norm_if(spec.embedding.norm, "embed.norm")?,
+            embedding_norm: norm_if(spec.embedding.norm, &format!("{prefix}embed.norm"))?,
             positions: match spec.position {
-                Position::Learned => Some(file.matrix("embed.positions")?),
+                Position::Learned => Some(file.matrix(&format!("{prefix}embed.positions"))?),
                 Position::Sinusoidal(_)
                 | Position::Rotary(_)
                 | Position::Alibi(_)
@@ -277,7 +326,7 @@ impl Weights {
                 | Position::None => None,
             },
             layers: (0..spec.n_layers).map(layer).collect::<Result<_, _>>()?,
-            final_norm: norm_if(spec.final_norm, "final_norm")?,
+            final_norm: norm_if(spec.final_norm, &format!("{prefix}final_norm"))?,
             head_project: linear_if(narrow && spec.head != Head::None, "head.project", false)?,
             head: match spec.head {
                 Head::Tied => Some(Linear { weight: embedding.clone(), bias: head_bias }),
@@ -290,19 +339,22 @@ impl Weights {
 }
 
 impl ScoreWeights {
-    /// Those of layer `i`.
-    fn resolve(file: &ModelFile, i: usize, relative: Option<Arc<RelativeBiases>>) -> Result<Self, FormatError> {
-        let there = file.spec().attention.sinks;
-        let sinks = if there { file.vector(&format!("layers.{i}.attn.sinks"))? } else { Vec::new() };
+    /// Those of a layer, with sinks of that name if there are some.
+    fn resolve(
+        file: &ModelFile,
+        (there, sinks): (bool, String),
+        relative: Option<Arc<RelativeBiases>>,
+    ) -> Result<Self, FormatError> {
+        let sinks = if there { file.vector(&sinks)? } else { Vec::new() };
         Ok(Self { sinks, relative })
     }
 }
 
 impl RelativeBiases {
-    fn resolve(file: &ModelFile) -> Result<Option<Arc<Self>>, FormatError> {
-        let spec = file.spec();
+    fn resolve(file: &ModelFile, (spec, prefix): (&Spec, &str)) -> Result<Option<Arc<Self>>, FormatError> {
         let Position::RelativeBias(bias) = &spec.position else { return Ok(None) };
-        Ok(Some(Arc::new(Self::new(&file.matrix("relative_bias")?, bias, spec.attention.causal))))
+        let table = file.matrix(&format!("{prefix}relative_bias"))?;
+        Ok(Some(Arc::new(Self::new(&table, bias, spec.attention.causal))))
     }
 
     /// Of a table `[buckets, n_heads]`.

@@ -36,7 +36,9 @@ impl Session {
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Self, SessionError> {
         let of_sequence = SequenceOptions { context: options.context, cache_type: options.cache_type };
         let sequence = Sequence::new(model, &of_sequence)?;
-        let max_batch = Some(MAX_BATCH.min(sequence.context()));
+        // An encoder reads a text at once, which may be as long as the other.
+        let together = if model.encoder().is_some() { usize::MAX } else { MAX_BATCH };
+        let max_batch = Some(together.min(sequence.context()));
         Ok(Self { engine: Engine::new(model, &EngineOptions { threads: options.threads, max_batch })?, sequence })
     }
 
@@ -103,6 +105,19 @@ impl Session {
     /// What it is made of, for a program that goes on with more texts.
     pub fn into_parts(self) -> (Engine, Sequence) {
         (self.engine, self.sequence)
+    }
+
+    /// Lets the encoder read `ids`, and begins a text about them, as [`Engine::encode`] does.
+    ///
+    /// # Errors
+    /// As [`Engine::encode`].
+    pub fn encode(&mut self, ids: &[u32]) -> Result<(), SessionError> {
+        self.engine.encode(&mut self.sequence, ids)
+    }
+
+    /// Tokens of the longest text that an encoder reads.
+    pub fn max_encoded(&self) -> usize {
+        self.engine.max_batch()
     }
 
     /// Runs `ids` through the model and returns the logits `[vocab_size]` after the last of them.

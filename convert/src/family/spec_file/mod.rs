@@ -150,6 +150,7 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
             max_tokens: config.size(&["pooling_max_tokens"])?,
         },
         eos_ids: config.token_ids("eos_token_id", None, vocab_size)?,
+        encoder: None,
     };
     keys::refuse_unread(config)?;
     check(config, &spec)?;

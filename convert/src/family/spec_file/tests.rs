@@ -56,6 +56,7 @@ fn the_shortest_file_has_the_documented_defaults() {
         logits: Logits::default(),
         pooling: Pooling::default(),
         eos_ids: vec![],
+        encoder: None,
     };
     assert_eq!(spec, expected);
 }
