@@ -25,7 +25,6 @@ impl Embedder {
     /// # Errors
     /// As [`Engine::new`].
     pub fn new(model: &Model, options: &EngineOptions) -> Result<Self, SessionError> {
-        let model = model.encoder().unwrap_or(model);
         Ok(Self { engine: Engine::new(model, options)?, pooling: model.spec().pooling.clone() })
     }
 
@@ -72,6 +71,10 @@ impl Embedder {
 /// When a text has no token, one outside the vocabulary, or more than [`max_tokens`]; when memory cannot be had; when it was
 /// cancelled; when an embedding is not finite.
 pub fn embed(engine: &mut Engine, pooling: &Pooling, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, SessionError> {
+    engine.as_encoder(|engine| embed_with(engine, pooling, texts))
+}
+
+fn embed_with(engine: &mut Engine, pooling: &Pooling, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, SessionError> {
     let model = engine.model().clone();
     let most = max_tokens(model.spec(), pooling);
     if let Some(text) = texts.iter().find(|text| text.len() > most) {

@@ -362,6 +362,15 @@ impl Engine {
         Ok(())
     }
 
+    /// Runs something with the encoder for a model, if there is one; an engine has room for both.
+    pub(crate) fn as_encoder<T>(&mut self, run: impl FnOnce(&mut Self) -> T) -> T {
+        let Some(encoder) = self.model.encoder().cloned() else { return run(self) };
+        let model = std::mem::replace(&mut self.model, encoder);
+        let result = run(self);
+        self.model = model;
+        result
+    }
+
     /// Room for `n` rows of logits; kept, so that it is taken once.
     fn reserve_logits(&mut self, n: usize) -> Result<(), SessionError> {
         if self.logits.max_rows() < n {
@@ -434,6 +443,12 @@ impl Engine {
             feeds => run(&mut feeds.iter_mut().map(Feed::part).collect::<Vec<_>>()),
         }
     }
+}
+
+/// Tokens that run together where texts have up to `context` of them and are run one by one: no more than a text has, and all
+/// of them where an encoder reads one at once.
+pub fn batch_of(spec: &Spec, context: usize) -> usize {
+    if spec.encoder.is_some() { context } else { MAX_BATCH.min(context) }
 }
 
 /// Checks tokens for a sequence that may be of another model.

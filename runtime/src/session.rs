@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::engine::{Engine, EngineOptions, Feed, Logits, MAX_BATCH};
+use crate::engine::{Engine, EngineOptions, Feed, Logits, batch_of};
 use crate::error::SessionError;
 use crate::kernels::Kernels;
 pub use crate::kv_cache::CacheType;
@@ -36,9 +36,7 @@ impl Session {
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Self, SessionError> {
         let of_sequence = SequenceOptions { context: options.context, cache_type: options.cache_type };
         let sequence = Sequence::new(model, &of_sequence)?;
-        // An encoder reads a text at once, which may be as long as the other.
-        let together = if model.encoder().is_some() { usize::MAX } else { MAX_BATCH };
-        let max_batch = Some(together.min(sequence.context()));
+        let max_batch = Some(batch_of(model.spec(), sequence.context()));
         Ok(Self { engine: Engine::new(model, &EngineOptions { threads: options.threads, max_batch })?, sequence })
     }
 

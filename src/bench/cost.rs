@@ -20,7 +20,9 @@ impl Cost {
             // Single rows of the embeddings are read, unless the embedding is the head too.
             let head = name == "head.weight" || (name == "embed.tokens" && spec.head == Head::Tied);
             let rows = name == "embed.tokens" || name == "embed.positions";
-            let read = head || (!rows && stored != Stored::Bytes);
+            // What an encoder reads is read once, and made into keys and values for the decoder once.
+            let before = name.starts_with("encoder.") || name.contains(".cross.kv.");
+            let read = head || (!rows && !before && stored != Stored::Bytes);
             if !read || expert(name).is_some_and(|expert| expert >= used) {
                 continue;
             }
