@@ -137,7 +137,8 @@ pub(crate) fn generate(
 ) -> anyhow::Result<Generation> {
     let Generator { session, about, tokenizer, sampler, steps } = generator;
     let caught = Catch::new(session.cancel_flag())?;
-    let mut decoder = tokenizer.map_or(Decoder::Ids, |t| Decoder::Text(t.stream()));
+    let stream = |t| if about.is_some() { Tokenizer::stream_start(t) } else { Tokenizer::stream(t) };
+    let mut decoder = tokenizer.map_or(Decoder::Ids, |t| Decoder::Text(stream(t)));
     let mut stop = StopMatcher::new(limits.stop);
     let mut done = Generation {
         ids: Vec::new(),

@@ -205,8 +205,9 @@ impl State {
         }
         let (before, started) = (self.text.len(), Instant::now());
         let context = self.sequence.context();
-        let encoder = self.engine.model().spec().encoder.as_ref().filter(|_| before == 0);
-        if let Some(start_id) = encoder.map(|encoder| encoder.start_id) {
+        let encodes = self.encodes();
+        if let (true, Some(encoder)) = (encodes, &self.engine.model().spec().encoder) {
+            let start_id = encoder.start_id;
             self.logits_after = None;
             self.engine.encode(&mut self.sequence, ids)?;
             self.text.push(start_id);
@@ -223,7 +224,7 @@ impl State {
             self.sequence.rewind(before);
             return result;
         }
-        self.stream.clear();
+        self.stream = if encodes { TextStream::at_start() } else { TextStream::default() };
         let (n, time) = self.statistics.prefill;
         self.statistics.prefill = (n + ids.len(), time + started.elapsed());
         Ok(())

@@ -132,12 +132,16 @@ impl Tokenizer {
         for &id in ids.iter().filter(|&&id| keep(id)) {
             self.push_bytes(id, &mut bytes);
         }
-        let adds_space = match &self.0 {
+        let bytes = bytes.strip_prefix(b" ").filter(|_| self.adds_space()).unwrap_or(&bytes);
+        String::from_utf8_lossy(bytes).into_owned()
+    }
+
+    /// Whether a text begins with a space that it has not.
+    fn adds_space(&self) -> bool {
+        match &self.0 {
             Form::Bpe(_) => false,
             Form::Json(json) => json.adds_space(),
-        };
-        let bytes = bytes.strip_prefix(b" ").filter(|_| adds_space).unwrap_or(&bytes);
-        String::from_utf8_lossy(bytes).into_owned()
+        }
     }
 
     /// Number of tokens, added ones included.
@@ -158,7 +162,12 @@ impl Tokenizer {
 
     /// A decoder for ids that come one at a time.
     pub fn stream(&self) -> StreamDecoder<'_> {
-        StreamDecoder::new(self)
+        StreamDecoder::new(self, TextStream::default())
+    }
+
+    /// The same for ids that begin a text: the space that the tokenizer sees before every text is left out.
+    pub fn stream_start(&self) -> StreamDecoder<'_> {
+        StreamDecoder::new(self, TextStream::at_start())
     }
 
     /// Appends the bytes that a token stands for: none for an id without a token, and not always whole characters.
