@@ -82,6 +82,7 @@ fn yaml_of(spec: &Spec) -> String {
     add("attention_softcap", a.softcap.map(Value::from));
     add("qkv_clip", a.clip.map(Value::from));
     add("head_bias", (spec.head != Head::None).then_some(spec.logits.bias.into()));
+    add("logit_scale", (spec.head != Head::None).then_some(spec.logits.scale.into()));
     add("logit_softcap", spec.logits.softcap.map(Value::from));
     add("pooling_max_tokens", spec.pooling.max_tokens.map(Value::from));
     let kind = match &spec.position {
@@ -93,6 +94,12 @@ fn yaml_of(spec: &Spec) -> String {
         Position::None => "none",
     };
     add("pos_type", Some(kind.into()));
+    if let Position::RelativeBias(bias) = &spec.position {
+        add("relative_buckets", Some(bias.buckets.into()));
+        add("relative_max_distance", Some(bias.max_distance.into()));
+    }
+    add("encoder_layers", spec.encoder.as_ref().map(|e| e.n_layers.into()));
+    add("decoder_start_token_id", spec.encoder.as_ref().map(|e| e.start_id.into()));
     more(spec, &mut add);
     if let Some(window) = &a.window {
         add("window", Some(window.size.into()));
@@ -202,6 +209,9 @@ fn logits(model: &Model) -> Vec<f32> {
     }
     let options = SessionOptions { threads: Some(1), context: Some(8), ..SessionOptions::default() };
     let mut session = Session::new(model, &options).unwrap();
+    if model.encoder().is_some() {
+        session.encode(&[9, 3, 8]).unwrap();
+    }
     session.append(&[1, 5, 2, 7]).unwrap().to_vec()
 }
 

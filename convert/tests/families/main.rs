@@ -12,8 +12,8 @@ use tidbit_convert::spec_from_json;
 use tidbit_runtime::format::ModelFile;
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::spec::{
-    Activation, Alibi, Head, NormKind, Pairs, Place, Pooling, PoolingKind, Position, QkNormOver, Residual, Rotary,
-    RotaryScaling, Spec, Trained,
+    Activation, Alibi, Encoder, Head, NormKind, Pairs, Place, Pooling, PoolingKind, Position, QkNormOver, RelativeBias,
+    Residual, Rotary, RotaryScaling, Spec, Trained,
 };
 
 fn folder(fixture: &str) -> PathBuf {
@@ -230,6 +230,16 @@ const MODELS: &[(&str, Check)] = &[
     }),
     ("minilm", |s| is_encoder(s) && (s.norm.eps, s.mlp.activation) == (1e-12, Activation::GeluTanh)),
     ("roberta", |s| is_encoder(s) && s.context_length == 64 && s.eos_ids.is_empty()),
+    ("t5", |s| {
+        is_t5(s, [2, 2], [32, 3, 8]) && (s.mlp.gated, s.mlp.activation, s.head) == (false, Activation::Relu, Head::Tied)
+    }),
+    ("t5-tied-gated", |s| {
+        is_t5(s, [1, 2], [32, 2, 8]) && (s.mlp.gated, s.mlp.activation, s.head) == (true, Activation::Silu, Head::Tied)
+    }),
+    ("flan-t5", |s| {
+        let network = (s.mlp.gated, s.mlp.activation, s.mlp.ffn_dim);
+        is_t5(s, [2, 1], [32, 3, 8]) && network == (true, Activation::GeluTanh, 36) && s.head == Head::Untied
+    }),
     ("qwen3-moe", |s| experts(s, [5, 3], true, Some(&[1])) && s.attention.qk_norm.is_some()),
 ];
 
@@ -239,17 +249,21 @@ fn is_encoder(s: &Spec) -> bool {
         && s.pooling == Pooling::default()
 }
 
+/// Layers of the encoder and of the decoder; the width, and the heads and theirs.
+fn is_t5(s: &Spec, layers: [usize; 2], sizes: [usize; 3]) -> bool {
+    let a = &s.attention;
+    let scale = if s.head == Head::Tied { scale(32.0) } else { 1.0 };
+    s.encoder == Some(Encoder { n_layers: layers[0], start_id: 0 })
+        && (s.n_layers, [s.d_model, a.n_heads, a.head_dim]) == (layers[1], sizes)
+        && s.position == Position::RelativeBias(RelativeBias { buckets: 16, max_distance: 24 })
+        && (s.norm.kind, s.norm.eps, a.scale, s.logits.scale) == (NormKind::RmsNorm, 2e-3, 1.0, scale)
+        && (s.context_length, s.eos_ids.as_slice(), biases(s)) == (64, &[1][..], NONE)
+}
+
 fn experts(spec: &Spec, counts: [usize; 2], renormalized: bool, layers: Option<&[usize]>) -> bool {
     let e = spec.mlp.experts.as_ref().unwrap();
     ([e.count, e.used], e.renormalized, e.layers.as_deref()) == (counts, renormalized, layers)
 }
-
-/// What is not supported, and what names it.
-const REFUSED: &[(&str, &str)] = &[
-    ("t5", "T5ForConditionalGeneration"),
-    ("t5-tied-gated", "T5ForConditionalGeneration"),
-    ("flan-t5", "T5ForConditionalGeneration"),
-];
 
 #[test]
 fn every_model_converts() {
@@ -271,7 +285,7 @@ fn every_fixture_is_listed() {
         .filter(|p| p.join("config.json").exists())
         .map(|p| p.file_name().unwrap().to_string_lossy().into_owned())
         .collect();
-    let mut listed: Vec<_> = MODELS.iter().map(|f| f.0).chain(REFUSED.iter().map(|f| f.0)).collect();
+    let mut listed: Vec<_> = MODELS.iter().map(|f| f.0).collect();
     all.sort();
     listed.sort_unstable();
     assert_eq!(listed, all);
@@ -279,10 +293,10 @@ fn every_fixture_is_listed() {
 
 #[test]
 fn other_architectures_are_refused_by_name() {
-    for (fixture, name) in REFUSED {
-        let message = failure(&folder(fixture));
-        assert!(message.contains(name) && message.contains("is not supported, expected one of: gpt2, "), "{message}");
-    }
+    let config = r#"{"model_type": "umt5", "architectures": ["UMT5ForConditionalGeneration"]}"#;
+    let message = tidbit_convert::spec_from_json("config.json", config).unwrap_err().to_string();
+    let parts = ["UMT5ForConditionalGeneration", "is not supported, expected one of: gpt2, "];
+    assert!(parts.iter().all(|part| message.contains(part)), "{message}");
 }
 
 /// The source's tensors of a fixture.
@@ -311,6 +325,18 @@ fn queries_keys_and_values_are_joined() {
                 assert!(got == joined(&source, &names), "{fixture}: {kind}");
             }
         }
+    }
+}
+
+#[test]
+fn keys_and_values_of_the_encoders_text_are_joined() {
+    let (source, file) = (source("t5"), open("t5"));
+    let theirs = |part: &str| format!("decoder.block.1.layer.1.EncDecAttention.{part}.weight");
+    assert_eq!(values(&file, "layers.1.cross.kv.weight"), joined(&source, &[theirs("k"), theirs("v")]));
+    assert_eq!(values(&file, "layers.1.cross.q.weight"), source[&theirs("q")].values());
+    let table = |stack: &str| format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
+    for (ours, stack) in [("encoder.relative_bias", "encoder"), ("relative_bias", "decoder")] {
+        assert_eq!(values(&file, ours), source[&table(stack)].values());
     }
 }
 
