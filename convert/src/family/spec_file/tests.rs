@@ -447,7 +447,7 @@ const TENSORS: &[(&str, &str)] = &[
     ("layers.{i}.cross.q", "with `encoder_layers`: queries of the decoder's stream"),
     (
         "layers.{i}.cross.kv",
-        "with `encoder_layers`: all keys, then all values, of what the encoder makes; or two tensors `cross.k` and `cross.v`",
+        "with `encoder_layers`: all keys, then all values, of what the encoder makes; or two tensors `cross.k` and `cross.v`, where `attn.q` is one of three",
     ),
     ("layers.{i}.cross.out", "with `encoder_layers`: what comes of it"),
     ("layers.{i}.cross_post_norm", "with `encoder_layers`: behind it, as `attn_post_norm`"),
