@@ -23,7 +23,7 @@ const ALLOWED: f64 = 1e-4;
 const ENCODERS: [&str; 3] = ["bert", "minilm", "roberta"];
 
 /// Checkpoints of an encoder and a decoder.
-const PAIRS: [&str; 3] = ["flan-t5", "t5", "t5-tied-gated"];
+const PAIRS: [&str; 4] = ["flan-t5", "mt5", "t5", "t5-tied-gated"];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/families")

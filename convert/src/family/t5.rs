@@ -1,6 +1,6 @@
 //! T5 (Raffel et al. 2019, arXiv:1910.10683), its version 1.1, Flan-T5 and mT5: an encoder and a decoder with RMS norms before each
 //! part, no biases, and relative biases in buckets, of which each stack has one table for all its layers. Scores are not
-//! scaled. A head that is the embedding gets states divided by the root of their width.
+//! scaled. The first T5, whose head is its embedding, divides the head's input by the root of its width.
 
 use super::base::{Ffn, Fields, HUB, Heads, MAX_LAYERS, start};
 use super::{Family, Order, Rule, rule, same};
@@ -12,7 +12,7 @@ pub(super) static T5: Family = Family {
     model_type: "t5",
     architectures: &["T5ForConditionalGeneration", "T5WithLMHeadModel"],
     prefixes: &[],
-    spec,
+    spec: t5,
     rules: &[RULES],
     unread: &[
         "encoder.embed_tokens.weight",
@@ -22,7 +22,8 @@ pub(super) static T5: Family = Family {
     ],
 };
 
-pub(super) static MT5: Family = Family { model_type: "mt5", architectures: &["MT5ForConditionalGeneration"], ..T5 };
+pub(super) static MT5: Family =
+    Family { model_type: "mt5", architectures: &["MT5ForConditionalGeneration"], spec: mt5, ..T5 };
 
 const RULES: &[Rule] = &[
     same("embed.tokens", &["shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]),
@@ -91,6 +92,20 @@ const FIELDS: Fields = Fields {
     ..HUB
 };
 
+fn t5(config: &Config) -> Result<Spec, ConvertError> {
+    let mut spec = spec(config)?;
+    // Transformers 5 writes that the head is tied whether it is or not, and this beside it.
+    if config.bool("scale_decoder_outputs", spec.head == Head::Tied)? {
+        spec.logits.scale = (spec.d_model as f32).sqrt().recip();
+    }
+    Ok(spec)
+}
+
+fn mt5(config: &Config) -> Result<Spec, ConvertError> {
+    config.expect_bool("scale_decoder_outputs", false)?;
+    spec(config)
+}
+
 fn spec(config: &Config) -> Result<Spec, ConvertError> {
     let mut spec = start(config, &FIELDS)?;
     config.expect_bool("is_encoder_decoder", true)?;
@@ -120,9 +135,6 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
     spec.attention.scale = 1.0;
     (spec.attention.qkv_bias, spec.attention.out_bias, spec.mlp.bias) = (false, false, false);
     (spec.mlp.gated, spec.mlp.activation) = network(config)?;
-    if spec.head == Head::Tied {
-        spec.logits.scale = (spec.d_model as f32).sqrt().recip();
-    }
     // They repeat `feed_forward_proj`, which decides.
     config.harmless(&["dense_act_fn", "is_gated_act", "dropout_rate", "initializer_factor"]);
     Ok(spec)

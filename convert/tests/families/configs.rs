@@ -265,6 +265,7 @@ fn configs_that_ask_for_something_else_are_refused() {
             json!({"architectures": ["T5EncoderModel"]}),
             "`architectures` is [\"T5EncoderModel\"], expected one of: T5",
         ),
+        ("mt5", json!({"scale_decoder_outputs": true}), "`scale_decoder_outputs` is true, expected false"),
         ("t5", json!({"num_key_value_heads": 1}), "`num_key_value_heads` is 1, expected 3"),
         ("mpt", json!({"attn_config": {"softmax_scale": 0}}), "`attn_config.softmax_scale` is 0"),
     ] {
@@ -364,6 +365,11 @@ fn every_field_is_honoured() {
             s.position == Position::RelativeBias(RelativeBias { buckets: 32, max_distance: 128 })
         }),
         ("t5", json!({"tie_word_embeddings": false}), |s| (s.head, s.logits.scale) == (Head::Untied, 1.0)),
+        ("t5", json!({"scale_decoder_outputs": false}), |s| (s.head, s.logits.scale) == (Head::Tied, 1.0)),
+        ("flan-t5", json!({"scale_decoder_outputs": true}), |s| {
+            (s.head, s.logits.scale) == (Head::Untied, scale(32.0))
+        }),
+        ("mt5", json!({"tie_word_embeddings": true}), |s| (s.head, s.logits.scale) == (Head::Tied, 1.0)),
         ("t5", json!({"decoder_start_token_id": 4}), |s| s.encoder == Some(Encoder { n_layers: 2, start_id: 4 })),
         ("t5", json!({"decoder_start_token_id": "REMOVE"}), |s| s.encoder.as_ref().unwrap().start_id == 0),
         ("t5", json!({"feed_forward_proj": "REMOVE", "dense_act_fn": "silu"}), |s| {
@@ -372,9 +378,6 @@ fn every_field_is_honoured() {
         // Not the same GELU.
         ("t5", json!({"feed_forward_proj": "gelu"}), |s| s.mlp.activation == Activation::GeluErf),
         ("t5", json!({"feed_forward_proj": "gated-gelu"}), |s| s.mlp.activation == Activation::GeluTanh && s.mlp.gated),
-        ("flan-t5", json!({"model_type": "mt5", "architectures": ["MT5ForConditionalGeneration"]}), |s| {
-            s.family == "mt5" && s.encoder.is_some()
-        }),
     ];
     for (fixture, change, check) in cases {
         let spec = spec(fixture, change);

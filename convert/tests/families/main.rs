@@ -233,6 +233,12 @@ const MODELS: &[(&str, Check)] = &[
     ("t5", |s| {
         is_t5(s, [2, 2], [32, 3, 8]) && (s.mlp.gated, s.mlp.activation, s.head) == (false, Activation::Relu, Head::Tied)
     }),
+    ("mt5", |s| {
+        let position = Position::RelativeBias(RelativeBias { buckets: 32, max_distance: 128 });
+        s.encoder == Some(Encoder { n_layers: 1, start_id: 0 })
+            && (s.n_layers, s.context_length, heads(s), s.head) == (1, 512, [2, 2, 12], Head::Untied)
+            && (s.mlp.gated, s.mlp.activation, s.position == position) == (true, Activation::GeluTanh, true)
+    }),
     ("t5-tied-gated", |s| {
         is_t5(s, [1, 2], [32, 2, 8]) && (s.mlp.gated, s.mlp.activation, s.head) == (true, Activation::Silu, Head::Tied)
     }),
