@@ -47,9 +47,9 @@ impl Checkpoint {
         }
         let layout = Layout::find(path, None)?;
         let mut described = family::read_config(&layout.config.display().to_string(), &read_small(&layout.config)?)?;
-        let ends = generation::read_ends(&layout.folder, &mut described.spec)?;
+        let generation = generation::read(&layout.folder, &mut described.spec)?;
         let mut files = sentence::read_pooling(&layout.folder, &mut described.spec)?;
-        files.extend(ends);
+        files.extend(generation);
         let (weights, index) = layout.open()?;
         Self::with(&layout, described, (weights, index), files)
     }

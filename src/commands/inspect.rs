@@ -213,6 +213,7 @@ fn describe(spec: &Spec, cache_type: CacheType) -> String {
             e.n_layers, e.start_id
         )
     });
+    let read = if spec.encoder.is_some() { ", as much again for what the encoder read" } else { "" };
     let kv = bytes_per_token(spec, cache_type) as u64;
     // What a window does not hold is not counted; a cache that keeps nothing of a token has a size nevertheless.
     let held = bytes_of(spec, cache_type, spec.context_length) as u64;
@@ -224,7 +225,7 @@ mlp           {} wide, {}{}{experts}
 norm          {norm}, eps {:e}; {residual} residual
 positions     {position}
 {encoder}vocabulary    {} tokens, head {head}
-context       {} tokens, {} cache {kv} bytes a token ({} when full)
+context       {} tokens, {} cache {kv} bytes a token ({} when full{read})
 {pooling}parameters    {} ({} without embedding and head)
 ",
         spec.family,

@@ -347,6 +347,33 @@ fn keys_and_values_of_the_encoders_text_are_joined() {
 }
 
 #[test]
+fn generation_configs_say_where_a_text_begins_and_ends() {
+    let converted_with = |fixture: &str, generation: &Value| {
+        let scratch = tempfile::tempdir().unwrap();
+        for name in ["config.json", "model.safetensors"] {
+            std::fs::copy(folder(fixture).join(name), scratch.path().join(name)).unwrap();
+        }
+        std::fs::write(scratch.path().join("generation_config.json"), generation.to_string()).unwrap();
+        converted(scratch.path(), QuantType::F32).map(|(file, _)| file).map_err(|e| e.to_string())
+    };
+    let start = |file: &ModelFile| file.spec().encoder.as_ref().map(|e| e.start_id);
+    let file = converted_with("t5", &json!({"decoder_start_token_id": 5})).unwrap();
+    assert_eq!((start(&file), &file.spec().eos_ids[..]), (Some(5), &[1][..]));
+    assert!(file.provenance().sources.iter().any(|source| source.name == "generation_config.json"));
+    let file = converted_with("t5", &json!({"eos_token_id": [1, 7]})).unwrap();
+    assert_eq!((start(&file), &file.spec().eos_ids[..]), (Some(0), &[1, 7][..]));
+    for (field, value) in [("decoder_start_token_id", json!(71)), ("eos_token_id", json!([1, 71]))] {
+        let message = converted_with("t5", &json!({ field: value })).unwrap_err();
+        assert!(message.contains(&format!("`{field}` is {value}, expected less than `vocab_size` 71")), "{message}");
+    }
+    let message = converted_with("t5", &json!({"decoder_start_token_id": [0, 1]})).unwrap_err();
+    assert!(message.contains("`decoder_start_token_id` is [0,1], expected one token id"), "{message}");
+    // It means nothing to a decoder alone.
+    let file = converted_with("llama-1", &json!({"decoder_start_token_id": 99_999})).unwrap();
+    assert_eq!(start(&file), None);
+}
+
+#[test]
 fn positions_have_the_first_kind_of_token_added() {
     for (fixture, prefix, unused) in [("bert", "bert.", 0), ("minilm", "", 0), ("roberta", "roberta.", 2)] {
         let (file, source) = (open(fixture), source(fixture));
