@@ -64,7 +64,9 @@ fn texts_in_one_batch_are_as_alone() {
             (sequence, &ids[..written])
         });
         let alone: Vec<u32> = texts.iter_mut().flat_map(|(s, ids)| bits(&mut engine, s, ids)).collect();
-        texts.iter_mut().for_each(|(s, _)| s.rewind(0));
+        for (sequence, _) in &mut texts {
+            sequence.rewind(0);
+        }
         let mut feeds: Vec<_> = texts.iter_mut().map(|(s, ids)| Feed::new(s, ids).with_logits(ids.len())).collect();
         let logits = engine.step(&mut feeds).unwrap();
         let together: Vec<u32> = (0..logits.len()).flat_map(|i| logits.row(i).iter().map(|x| x.to_bits())).collect();

@@ -77,7 +77,7 @@ impl Spec {
         let d = self.d_model;
         match self.position {
             Position::Learned => {
-                list.add(&format!("{prefix}embed.positions"), &[self.context_length, d], Role::Positions)
+                list.add(&format!("{prefix}embed.positions"), &[self.context_length, d], Role::Positions);
             }
             Position::RelativeBias(ref bias) => {
                 list.add(&format!("{prefix}relative_bias"), &[bias.buckets, self.attention.n_heads], Role::Positions);
