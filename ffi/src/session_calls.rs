@@ -89,7 +89,7 @@ pub unsafe extern "C" fn tidbit_session_clone(
 ///
 /// A model with an encoder (T5) writes about another text: what is appended to an empty text is read by the encoder, at once,
 /// and the text begins with the one token that the model starts with (`architecture.encoder.start_id` of `tidbit_info`). An empty
-/// text can be begun again.
+/// text can be begun again. For the time of the call the encoder takes a cache of the size of its text.
 ///
 /// Ownership: tokens stay the caller's.
 /// Threads: as `tidbit_session_new`.

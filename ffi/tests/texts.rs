@@ -17,9 +17,10 @@ use tidbit::session_calls::*;
 use tidbit::status::*;
 use tidbit_convert::{Checkpoint, Options, convert};
 use tidbit_runtime::embed::Embedder;
-use tidbit_runtime::engine::EngineOptions;
+use tidbit_runtime::engine::{Engine, EngineOptions};
 use tidbit_runtime::model::Model;
 use tidbit_runtime::quant::QuantType;
+use tidbit_runtime::sequence::{Sequence, SequenceOptions};
 
 /// A checkpoint of the repository with another tokenizer, as a model file.
 fn with_tokenizer(checkpoint: &Path, folder: &Path, tokenizer: &Value) -> std::path::PathBuf {
@@ -176,6 +177,13 @@ fn a_model_with_an_encoder_writes_about_the_first_text() {
     assert_eq!(begin(session), TIDBIT_OK);
     assert_eq!(tokens(session), [0]);
     assert!((fact(session, "scratch_bytes") + fact(session, "cache_bytes")) as u64 <= bytes.1);
+    // However short the text itself may be.
+    let short = SequenceOptions { context: Some(1), cache_type: None };
+    let opened = Model::open(&file).unwrap();
+    let mut sequence = Sequence::new(&opened, &short).unwrap();
+    let mut engine = Engine::new(&opened, &EngineOptions { threads: Some(1), max_batch: Some(1) }).unwrap();
+    engine.encode(&mut sequence, &[7; 64]).unwrap();
+    assert!(sequence.cache_bytes() <= short.cache_bytes(opened.file().contents()).unwrap());
     // As transformers does.
     let written = [(38, "w38"), (14, " w14"), (29, " w29")].map(|(id, text)| (id, text.to_owned()));
     let found = [next(session), next(session), next(session)];

@@ -32,7 +32,7 @@ impl SequenceOptions {
         Ok(context)
     }
 
-    /// Bytes of the cache when it is full; with an encoder, about a text as long.
+    /// Bytes of the cache when it is full, and with an encoder of what it keeps of the longest text that it reads.
     ///
     /// # Errors
     /// When the context is out of range.
@@ -40,8 +40,9 @@ impl SequenceOptions {
         let spec = contents.spec();
         let context = self.checked_context(spec)?;
         let cache_type = self.cache_type.unwrap_or_else(|| kv_cache::default_type_of(contents));
-        let texts = 1 + usize::from(spec.encoder.is_some());
-        Ok(kv_cache::bytes_of(spec, cache_type, context).saturating_mul(texts))
+        let bytes = |tokens| kv_cache::bytes_of(spec, cache_type, tokens);
+        let read = if spec.encoder.is_some() { bytes(context.max(spec.context_length)) } else { 0 };
+        Ok(bytes(context).saturating_add(read))
     }
 }
 
