@@ -143,8 +143,8 @@ pub(crate) struct InitArgs {
 
 /// Continue a text.
 ///
-/// The text is streamed to stdout: first the prompt, then its continuation. Statistics go to
-/// stderr. Given the folder of a checkpoint or a GGUF file, `run` converts it to q8 first and keeps the result in the
+/// The text is streamed to stdout: first the prompt, then its continuation. A model with an encoder (T5) reads the prompt, and
+/// only what it writes about it is printed. Statistics go to stderr. Given the folder of a checkpoint or a GGUF file, `run` converts it to q8 first and keeps the result in the
 /// user's cache.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -154,6 +154,7 @@ Examples:
   tidbit run gpt2-mini.tidbit --prompt-file story.txt --stop \"THE END\" --quiet > out.txt
   echo \"Once upon a time\" | tidbit run gpt2-mini.tidbit --json
   tidbit run gpt2-mini.tidbit -i
+  tidbit run flan-t5-small -p \"translate English to German: The house is wonderful.\" --temperature 0
   tidbit run --chat SmolLM2-135M-Instruct.Q4_1.gguf -p \"Why is the sky blue?\"
   tidbit run gpt2-mini.tidbit --prompt-file code.txt --temperature 0 --speculate lookup
 
@@ -186,7 +187,7 @@ pub(crate) struct RunArgs {
     /// Threads [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
-    /// Tokens of prompt and continuation together [default: as many as the model takes].
+    /// Tokens of prompt and continuation together, or with an encoder of each [default: as many as the model takes].
     #[arg(long, value_name = "N")]
     pub(crate) ctx: Option<usize>,
     /// Guess tokens and run them together, up to N of them; the text stays the same. `lookup` guesses from the text so far:
@@ -237,7 +238,8 @@ pub(crate) struct PromptArgs {
     /// The prompt as token ids, e.g. `1,2,3`; a model without a tokenizer then prints ids too.
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
     pub(crate) ids: Vec<u32>,
-    /// Prompt loop: each line goes on where the last answer stopped; `/reset` starts afresh, `/quit` ends.
+    /// Prompt loop: each line goes on where the last answer stopped, or with an encoder is a text of its own; `/reset` starts afresh,
+    /// `/quit` ends.
     #[arg(short, long)]
     pub(crate) interactive: bool,
 }
@@ -272,8 +274,8 @@ pub(crate) struct SamplingArgs {
 
 /// Turn texts into vectors.
 ///
-/// One vector a line, in order of the texts. Encoders (such as BERT) are made for it and say how to pool; a decoder's
-/// hidden states are averaged. Given the folder of a checkpoint, `embed` converts it as `run` does.
+/// One vector a line, in order of the texts. Encoders (such as BERT) are made for it and say how to pool; hidden states of
+/// other models, of their encoder if they have one, are averaged. Given the folder of a checkpoint, `embed` converts it as `run` does.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

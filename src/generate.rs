@@ -51,6 +51,24 @@ pub(crate) struct Limits<'a> {
     pub(crate) ends: &'a [u32],
 }
 
+impl Generator<'_> {
+    /// A text begins with the tokens of a prompt: they are what the model goes on with, or what its encoder reads before the
+    /// model starts with a token of its own. What the text begins with.
+    pub(crate) fn begin(&mut self, prompt: Vec<u32>) -> Vec<u32> {
+        let Some(encoder) = &self.session.model().spec().encoder else { return prompt };
+        let start = vec![encoder.start_id];
+        self.steps.clear();
+        self.about = Some(prompt);
+        start
+    }
+
+    /// Tokens of the longest prompt.
+    pub(crate) fn longest_prompt(&self) -> usize {
+        let encodes = self.session.model().encoder().is_some();
+        if encodes { self.session.max_encoded() } else { self.session.context() }
+    }
+}
+
 /// What came of it.
 #[derive(Debug)]
 pub(crate) struct Generation {
@@ -94,6 +112,8 @@ impl Decoder<'_> {
 pub(crate) struct Generator<'a> {
     /// What runs them.
     pub(crate) session: &'a mut Session,
+    /// What its encoder is to read before the next text, if it has one.
+    pub(crate) about: Option<Vec<u32>>,
     /// Without one, ids are printed.
     pub(crate) tokenizer: Option<&'a Tokenizer>,
     /// Chooses one.
@@ -115,9 +135,10 @@ pub(crate) fn generate(
     limits: &Limits<'_>,
     print: bool,
 ) -> anyhow::Result<Generation> {
-    let Generator { session, tokenizer, sampler, steps } = generator;
+    let Generator { session, about, tokenizer, sampler, steps } = generator;
     let caught = Catch::new(session.cancel_flag())?;
-    let mut decoder = tokenizer.map_or(Decoder::Ids, |t| Decoder::Text(t.stream()));
+    let stream = |t| if about.is_some() { Tokenizer::stream_start(t) } else { Tokenizer::stream(t) };
+    let mut decoder = tokenizer.map_or(Decoder::Ids, |t| Decoder::Text(stream(t)));
     let mut stop = StopMatcher::new(limits.stop);
     let mut done = Generation {
         ids: Vec::new(),
@@ -133,8 +154,16 @@ pub(crate) fn generate(
     };
 
     let mut started = Instant::now();
+    let mut n_read = 0;
+    if let Some(ids) = about.take() {
+        match session.encode(&ids) {
+            Ok(()) => n_read = ids.len(),
+            Err(SessionError::Cancelled) => return Ok(done),
+            Err(error) => return Err(error.into()),
+        }
+    }
     loop {
-        let n_new = history.len() - session.position();
+        let n_new = n_read + history.len() - session.position();
         let left = limits.n_tokens - done.ids.len();
         let step = steps.step(session, sampler, history, left, |id| {
             let now = Instant::now();

@@ -65,6 +65,18 @@ pub(crate) fn check_writes(model: &Model) -> anyhow::Result<()> {
     Err(anyhow!("{path}: {}", SessionError::NoHead).hint(format!("tidbit embed {path} TEXT")))
 }
 
+/// Refuses a model that writes about a text that its encoder reads.
+///
+/// # Errors
+/// When it has an encoder.
+pub(crate) fn check_continues(model: &Model) -> anyhow::Result<()> {
+    if model.encoder().is_none() {
+        return Ok(());
+    }
+    let path = model.file().path().display();
+    Err(anyhow!("{path}: {}", SessionError::NothingRead).hint(format!("tidbit run {path} -p TEXT")))
+}
+
 /// The error of a model that cannot read text.
 pub(crate) fn no_tokenizer(path: &Path) -> anyhow::Error {
     anyhow!("{}: the model has no tokenizer", path.display())
@@ -78,13 +90,23 @@ pub(crate) fn check_length(ids: &[u32], model: &Model, context: usize) -> anyhow
     if ids.len() <= context {
         return Ok(());
     }
-    let most = model.spec().context_length;
+    let spec = model.spec();
+    let most = if spec.encoder.is_some() { spec.max_context() } else { spec.context_length };
     let error = anyhow!("the prompt has {} tokens, the context holds {context}", ids.len());
     Err(if ids.len() <= most {
         error.hint(format!("this model takes --ctx up to {most}"))
     } else {
         error.hint(format!("shorten the prompt: this model takes at most {most} tokens"))
     })
+}
+
+/// The tokens of a text to begin with: the start of one that the model goes on with, or a whole one for its encoder.
+///
+/// # Errors
+/// When it cannot be tokenized.
+pub(crate) fn text_tokens(text: &str, model: &Model, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
+    let ids = if model.encoder().is_some() { tokenizer.encode_whole(text) } else { tokenizer.encode_start(text) };
+    Ok(ids?)
 }
 
 /// The tokens of a prompt, at least one and no more than the context holds.
@@ -99,7 +121,7 @@ pub(crate) fn tokens(
 ) -> anyhow::Result<Vec<u32>> {
     let ids = match (source, tokenizer) {
         (Source::Ids(ids), _) => ids.clone(),
-        (Source::Text(text), Some(tokenizer)) => tokenizer.encode_start(text)?,
+        (Source::Text(text), Some(tokenizer)) => text_tokens(text, model, tokenizer)?,
         (Source::Text(_), None) => {
             return Err(no_tokenizer(model.file().path()).hint("give token ids with --ids 1,2,3"));
         }

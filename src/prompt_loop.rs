@@ -3,11 +3,13 @@
 use crate::chat::Conversation;
 use crate::generate::{Finish, Generation, Generator, Limits, generate};
 use crate::output::{note, print};
+use crate::prompt;
 use std::io::{BufRead, IsTerminal};
 use tidbit_runtime::tokenizer::Tokenizer;
 
 /// Reads lines until `/quit` or the end of stdin. The session goes on from line to line; `/reset`
-/// empties it. Ctrl-C stops an answer, and at the prompt ends the process. In a conversation a line is a message.
+/// empties it. Ctrl-C stops an answer, and at the prompt ends the process. In a conversation a line is a message; a model with an
+/// encoder writes about each line by itself.
 ///
 /// `after` is called with what each line brought.
 ///
@@ -20,9 +22,14 @@ pub(crate) fn prompt_loop(
     mut after: impl FnMut(&Generation),
 ) -> anyhow::Result<()> {
     let is_terminal = std::io::stdin().is_terminal();
+    let model = generator.session.model().clone();
+    let encodes = model.encoder().is_some();
     if is_terminal {
-        let what =
-            if chat.is_some() { "each line is a message" } else { "each line goes on where the last answer stopped" };
+        let what = match chat {
+            Some(_) => "each line is a message",
+            None if encodes => "each line is a text of its own",
+            None => "each line goes on where the last answer stopped",
+        };
         note(format_args!("{what}; /reset starts afresh, /quit ends"));
     }
     let mut history: Vec<u32> = Vec::new();
@@ -48,11 +55,11 @@ pub(crate) fn prompt_loop(
             _ => {}
         }
         let text = match &mut chat {
-            None if history.is_empty() => tokenizer.encode_start(&line)?,
+            None if encodes || history.is_empty() => prompt::text_tokens(&line, &model, tokenizer)?,
             None => [&history[..], &tokenizer.encode(&line)?].concat(),
             Some(chat) => chat.ask(&line)?,
         };
-        let context = generator.session.context();
+        let context = generator.longest_prompt();
         if text.len() > context {
             let needed = text.len();
             note(format_args!("note: {needed} tokens do not fit the context of {context}; /reset starts afresh"));
@@ -61,8 +68,12 @@ pub(crate) fn prompt_loop(
             }
             continue;
         }
-        go_on(generator, &history, &text);
-        history = text;
+        if encodes {
+            history = generator.begin(text);
+        } else {
+            go_on(generator, &history, &text);
+            history = text;
+        }
         let done = generate(generator, &mut history, limits, true)?;
         if let Some(chat) = &mut chat {
             chat.answered(&done.text);

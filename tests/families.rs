@@ -19,11 +19,11 @@ use tidbit_runtime::spec::{
 /// Differences allowed, as a part of the logits' standard deviation. The two forms of GELU differ by 6e-4 on these models.
 const ALLOWED: f64 = 1e-4;
 
-/// Checkpoints of families that are not supported yet.
-const NOT_YET: [&str; 3] = ["flan-t5", "t5", "t5-tied-gated"];
-
 /// Checkpoints of encoders.
 const ENCODERS: [&str; 3] = ["bert", "minilm", "roberta"];
+
+/// Checkpoints of an encoder and a decoder.
+const PAIRS: [&str; 4] = ["flan-t5", "mt5", "t5", "t5-tied-gated"];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/families")
@@ -36,7 +36,6 @@ fn fixtures() -> Vec<(String, PathBuf)> {
         .map(|entry| entry.unwrap())
         .filter(|entry| entry.path().join("config.json").is_file())
         .map(|entry| (entry.file_name().into_string().unwrap(), entry.path()))
-        .filter(|(name, _)| !NOT_YET.contains(&name.as_str()))
         .collect();
     list.sort();
     assert!(list.len() > 40, "{} checkpoints", list.len());
@@ -67,8 +66,11 @@ fn ids_of(file: &SafeTensors<'_>, name: &str) -> Vec<u32> {
     bytes.data().chunks_exact(8).map(|b| u32::try_from(i64::from_le_bytes(b.try_into().unwrap())).unwrap()).collect()
 }
 
-/// The largest difference of an encoder from the reference in standard deviations: of hidden states, and of embeddings.
-fn differences_of_encoder(path: &Path) -> (Model, [f64; 2]) {
+/// The largest differences from the reference in standard deviations, and what of.
+type Found = Vec<(&'static str, f64)>;
+
+/// Those of an encoder: of hidden states, and of embeddings.
+fn differences_of_encoder(path: &Path) -> (Model, Found) {
     let model = converted(path);
     let bytes = std::fs::read(path.join("expected.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -101,7 +103,7 @@ fn differences_of_encoder(path: &Path) -> (Model, [f64; 2]) {
             assert_eq!(embedder(kind).embed(std::slice::from_ref(ids)).unwrap(), std::slice::from_ref(found));
         }
     }
-    (model, [of_hidden, of_pooled])
+    (model, vec![("hidden states", of_hidden), ("embeddings", of_pooled)])
 }
 
 /// The largest difference in `unit`s.
@@ -111,8 +113,60 @@ fn largest(found: &[f32], expected: &[f32], unit: f64) -> f64 {
     pairs.map(|(a, b)| f64::from((a - b).abs()) / unit).fold(0.0, |most, d| if d <= most { most } else { d })
 }
 
-/// The largest difference from the reference in standard deviations: of one pass, and token by token.
-fn differences(path: &Path) -> (Model, [f64; 2]) {
+/// Those of an encoder-decoder, of two texts by themselves and in one batch: of the encoder's hidden states, of one pass of the
+/// decoder, and token by token.
+fn differences_of_pair(path: &Path) -> (Model, Found) {
+    let model = converted(path);
+    let bytes = std::fs::read(path.join("expected.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let (encoder, vocab_size, d_model) = (model.encoder().unwrap(), model.spec().vocab_size, model.spec().d_model);
+    let options = EngineOptions { threads: Some(2), max_batch: None };
+    let (mut engine, mut reader) = (Engine::new(&model, &options).unwrap(), Engine::new(encoder, &options).unwrap());
+    let (mut of_hidden, mut at_once, mut by_token) = (0f64, 0f64, 0f64);
+    let mut texts = Vec::new();
+    for suffix in ["", "_5"] {
+        let ids = |name: &str| ids_of(&file, &format!("{name}_ids{suffix}"));
+        let values = |name: &str| floats(&file, &format!("{name}{suffix}")).unwrap();
+        let (read, written, hidden, logits) =
+            (ids("encoder"), ids("decoder"), values("encoder_hidden"), values("logits"));
+        assert_eq!((hidden.len(), logits.len()), (read.len() * d_model, written.len() * vocab_size));
+        assert_eq!(written[0], model.spec().encoder.as_ref().unwrap().start_id);
+        let mut sequence = Sequence::new(encoder, &SequenceOptions::default()).unwrap();
+        let unit = deviation(&hidden);
+        let visit = |_, token: usize, found: &[f32]| {
+            of_hidden = of_hidden.max(largest(found, &hidden[token * d_model..], unit));
+        };
+        reader.each_hidden(&mut [Feed::new(&mut sequence, &read)], visit).unwrap();
+
+        let unit = deviation(&logits);
+        let difference = |token: usize, found: &[f32]| largest(found, &logits[token * vocab_size..], unit);
+        let mut sequence = Sequence::new(&model, &SequenceOptions::default()).unwrap();
+        engine.encode(&mut sequence, &read).unwrap();
+        engine.each(&mut sequence, &written, |token, found| at_once = at_once.max(difference(token, found))).unwrap();
+        sequence.rewind(0);
+        for (token, id) in written.iter().enumerate() {
+            let found = engine.step(&mut [Feed::new(&mut sequence, &[*id])]).unwrap();
+            by_token = by_token.max(difference(token, found.row(0)));
+        }
+        sequence.rewind(0);
+        texts.push((sequence, written, logits));
+    }
+    // Both at once, of different lengths and about texts of different lengths.
+    let expected: Vec<(f64, Vec<f32>)> = texts.iter().map(|(_, _, l)| (deviation(l), l.clone())).collect();
+    let mut feeds: Vec<_> = texts.iter_mut().map(|(s, ids, _)| Feed::new(s, ids).with_logits(ids.len())).collect();
+    let found = engine.step(&mut feeds).unwrap();
+    let rows = expected.iter().flat_map(|(unit, logits)| logits.chunks(vocab_size).map(move |row| (unit, row)));
+    let mut n = 0;
+    for (i, (unit, row)) in rows.enumerate() {
+        at_once = at_once.max(largest(found.row(i), row, *unit));
+        n += 1;
+    }
+    assert_eq!(found.len(), n);
+    (model, vec![("hidden states", of_hidden), ("at once", at_once), ("by token", by_token)])
+}
+
+/// Those of a decoder: of one pass, and token by token.
+fn differences(path: &Path) -> (Model, Found) {
     let model = converted(path);
     let bytes = std::fs::read(path.join("expected.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -131,7 +185,7 @@ fn differences(path: &Path) -> (Model, [f64; 2]) {
     for (token, id) in ids.iter().enumerate() {
         by_token = by_token.max(difference(token, session.append(&[*id]).unwrap()));
     }
-    (model, [at_once, by_token])
+    (model, vec![("at once", at_once), ("by token", by_token)])
 }
 
 #[test]
@@ -139,11 +193,14 @@ fn logits_and_hidden_states_are_those_of_transformers() {
     let mut wrong = Vec::new();
     let mut proven: BTreeMap<String, Vec<(String, Spec)>> = BTreeMap::new();
     for (name, path) in fixtures() {
-        let encoder = ENCODERS.contains(&name.as_str());
-        let (model, found) = if encoder { differences_of_encoder(&path) } else { differences(&path) };
-        let what = if encoder { ["hidden states", "embeddings"] } else { ["at once", "by token"] };
-        println!("{name:<20} {:.1e} {}, {:.1e} {}", found[0], what[0], found[1], what[1]);
-        if !found.iter().all(|d| *d <= ALLOWED) {
+        let (model, found) = match name.as_str() {
+            name if ENCODERS.contains(&name) => differences_of_encoder(&path),
+            name if PAIRS.contains(&name) => differences_of_pair(&path),
+            _ => differences(&path),
+        };
+        let shown: Vec<_> = found.iter().map(|(what, difference)| format!("{difference:.1e} {what}")).collect();
+        println!("{name:<20} {}", shown.join(", "));
+        if !found.iter().all(|(_, d)| *d <= ALLOWED) {
             wrong.push(format!("{name}: {found:?}"));
         }
         let spec = model.spec().clone();
@@ -220,6 +277,9 @@ fn parts_of(spec: &Spec) -> Vec<String> {
     let a = &spec.attention;
     let mut parts: Vec<String> = position_of(spec).into_iter().map(String::from).collect();
     let mut add = |part: &str| parts.push(part.to_string());
+    if spec.encoder.is_some() {
+        add("an encoder and a decoder");
+    }
     if let Some(window) = &a.window {
         add(if window.layers.is_some() { "window in some layers" } else { "window" });
     }

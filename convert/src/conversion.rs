@@ -47,9 +47,9 @@ impl Checkpoint {
         }
         let layout = Layout::find(path, None)?;
         let mut described = family::read_config(&layout.config.display().to_string(), &read_small(&layout.config)?)?;
-        let ends = generation::read_ends(&layout.folder, &mut described.spec)?;
+        let generation = generation::read(&layout.folder, &mut described.spec)?;
         let mut files = sentence::read_pooling(&layout.folder, &mut described.spec)?;
-        files.extend(ends);
+        files.extend(generation);
         let (weights, index) = layout.open()?;
         Self::with(&layout, described, (weights, index), files)
     }
@@ -311,13 +311,17 @@ pub fn convert(
 /// The bytes depend on neither the number of threads nor the instruction set.
 ///
 /// # Errors
-/// As [`convert`]; and when there is no tokenizer, the text is too short, or the target cannot be met.
+/// As [`convert`]; and when there is no tokenizer, the text is too short, the target cannot be met, or the model has an encoder.
 pub fn convert_calibrated(
     checkpoint: &Checkpoint,
     output: &Path,
     (options, calibration): (&Options, &Calibration),
     progress: &mut dyn Progress,
 ) -> Result<Report, ConvertError> {
+    if checkpoint.spec().encoder.is_some() {
+        let reason = "a model with an encoder cannot be calibrated, convert it without a text";
+        return Err(ConvertError::container(checkpoint.files.first().map_or(Path::new(""), |p| p), reason));
+    }
     writer::check_output(output, checkpoint.files.iter().map(PathBuf::as_path))?;
     let folder = calibrate::journal_folder(output);
     std::fs::create_dir_all(&folder).map_err(ConvertError::io(output))?;

@@ -48,8 +48,9 @@ pub(crate) struct Mapping {
 pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, ConvertError> {
     let Described { family, spec, said_by, .. } = described;
     let first = weights.files.first().map_or(Path::new(""), |p| p);
-    if spec.n_layers > weights.tensors.len() {
-        let reason = format!("{} tensors cannot make {} layers ({said_by})", weights.tensors.len(), spec.n_layers);
+    let n_layers = spec.total_layers();
+    if n_layers > weights.tensors.len() {
+        let reason = format!("{} tensors cannot make {n_layers} layers ({said_by})", weights.tensors.len());
         return Err(ConvertError::container(first, reason));
     }
     let by = if described.by_spec_file() { format!(" ({said_by})") } else { String::new() };
@@ -68,9 +69,10 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
             Order::Same | Order::Transposed | Order::Grouped | Order::After(_) | Order::LessOne => {
                 vec![(names, decl.shape.first().copied().unwrap_or(1))]
             }
-            Order::QueryKeyValue | Order::PairsKeyValue => {
+            Order::QueryKeyValue | Order::PairsKeyValue | Order::KeyValue => {
                 let a = &spec.attention;
-                let rows = [a.n_heads, a.n_kv_heads, a.n_kv_heads].map(|heads| heads * a.head_dim);
+                let heads = [a.n_heads, a.n_kv_heads, a.n_kv_heads].map(|heads| heads * a.head_dim);
+                let rows = heads.into_iter().skip(usize::from(rule.order == Order::KeyValue));
                 names.into_iter().map(|name| vec![name]).zip(rows).collect()
             }
             Order::AfterAndKind(_) => {
@@ -117,7 +119,7 @@ pub(crate) fn map(described: &Described, weights: &Weights) -> Result<Mapping, C
             spare_head = Some(Part { name: name.clone(), source: source.clone(), rows: spec.vocab_size });
             continue;
         }
-        let (kind, layers) = (family.model_type, spec.n_layers);
+        let (kind, layers) = (family.model_type, n_layers);
         let reason = format!("not part of a {kind} model of {layers} layers{by}, found shape {:?}", source.shape);
         return Err(ConvertError::tensor(weights.path_of(source), name, reason));
     }
@@ -155,7 +157,13 @@ fn source_shape(ours: &[usize], order: Order, rows: usize) -> Vec<usize> {
     match order {
         Order::Transposed => shape.reverse(),
         Order::After(skipped) | Order::AfterAndKind(skipped) => shape[0] = rows + skipped,
-        Order::Same | Order::Grouped | Order::QueryKeyValue | Order::PairsKeyValue | Order::ByHead | Order::LessOne => {
+        Order::Same
+        | Order::Grouped
+        | Order::QueryKeyValue
+        | Order::KeyValue
+        | Order::PairsKeyValue
+        | Order::ByHead
+        | Order::LessOne => {
             shape[0] = rows;
         }
     }

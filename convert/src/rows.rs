@@ -107,7 +107,7 @@ impl SourceRows {
                 };
                 (0, (group * (shared + 2) + slot) * self.head_dim + dim)
             }
-            Order::QueryKeyValue | Order::ByHead => self.part_of(row),
+            Order::QueryKeyValue | Order::KeyValue | Order::ByHead => self.part_of(row),
             Order::PairsKeyValue => {
                 let (part, row) = self.part_of(row);
                 if part == VALUES {

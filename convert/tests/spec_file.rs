@@ -82,6 +82,7 @@ fn yaml_of(spec: &Spec) -> String {
     add("attention_softcap", a.softcap.map(Value::from));
     add("qkv_clip", a.clip.map(Value::from));
     add("head_bias", (spec.head != Head::None).then_some(spec.logits.bias.into()));
+    add("logit_scale", (spec.head != Head::None).then_some(spec.logits.scale.into()));
     add("logit_softcap", spec.logits.softcap.map(Value::from));
     add("pooling_max_tokens", spec.pooling.max_tokens.map(Value::from));
     let kind = match &spec.position {
@@ -93,6 +94,12 @@ fn yaml_of(spec: &Spec) -> String {
         Position::None => "none",
     };
     add("pos_type", Some(kind.into()));
+    if let Position::RelativeBias(bias) = &spec.position {
+        add("relative_buckets", Some(bias.buckets.into()));
+        add("relative_max_distance", Some(bias.max_distance.into()));
+    }
+    add("encoder_layers", spec.encoder.as_ref().map(|e| e.n_layers.into()));
+    add("decoder_start_token_id", spec.encoder.as_ref().map(|e| e.start_id.into()));
     more(spec, &mut add);
     if let Some(window) = &a.window {
         add("window", Some(window.size.into()));
@@ -202,6 +209,9 @@ fn logits(model: &Model) -> Vec<f32> {
     }
     let options = SessionOptions { threads: Some(1), context: Some(8), ..SessionOptions::default() };
     let mut session = Session::new(model, &options).unwrap();
+    if model.encoder().is_some() {
+        session.encode(&[9, 3, 8]).unwrap();
+    }
     session.append(&[1, 5, 2, 7]).unwrap().to_vec()
 }
 
@@ -239,38 +249,54 @@ fn every_family_can_be_described_and_is_the_same_model() {
 
 /// A small model that has its queries, keys and values in one tensor, and what describes it.
 fn small() -> (String, Tensors) {
+    small_with("")
+}
+
+/// The same with more lines.
+fn small_with(more: &str) -> (String, Tensors) {
     let yaml = "vocab_size: 37\ncontext_length: 10\nn_layers: 2\nd_model: 12\nn_heads: 3\nn_kv_heads: 1\nffn_dim: 20\nbias: true\n\
                 pos_type: learned\nnorm_type: layernorm\nactivation: gelu\n";
+    let yaml = format!("{yaml}{more}");
     let mut tensors = Tensors::new();
-    for (salt, decl) in spec_from_yaml("m", yaml).unwrap().tensors().iter().enumerate() {
+    for (salt, decl) in spec_from_yaml("m", &yaml).unwrap().tensors().iter().enumerate() {
         let value = move |i: usize| ((i * 64 + salt) as f32).mul_add(1e-5, -0.3);
         tensors.insert(decl.name.clone(), Tensor::new(&decl.shape, value));
     }
-    (yaml.into(), tensors)
+    (yaml, tensors)
 }
 
 #[test]
 fn names_as_pytorch_has_them_are_the_same_model() {
+    for more in ["", "encoder_layers: 1\n"] {
+        same_under_names_of_pytorch(more);
+    }
+}
+
+fn same_under_names_of_pytorch(more: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let (yaml, tensors) = small();
+    let (yaml, tensors) = small_with(more);
     let (weights, spec) = write(folder.path(), &yaml, &tensors);
     let model = convert_described(folder.path(), (&weights, &spec));
     let expected = exported(model.file());
 
     let mut renamed = Tensors::new();
     for (name, tensor) in tensors {
-        let Some(kind) = name.rsplit_once("attn.qkv.").map(|(_, kind)| kind.to_owned()) else {
-            let name = if name == "embed.tokens" || name == "embed.positions" { name + ".weight" } else { name };
-            renamed.insert(format!("model.{name}"), tensor);
-            continue;
+        let parts = match name.split('.').nth_back(1) {
+            Some("qkv") => &[("q", 0, 12), ("k", 12, 4), ("v", 16, 4)][..],
+            Some("kv") => &[("k", 0, 4), ("v", 4, 4)],
+            _ => {
+                let table = name.ends_with("embed.tokens") || name.ends_with("embed.positions");
+                renamed.insert(format!("model.{name}{}", if table { ".weight" } else { "" }), tensor);
+                continue;
+            }
         };
+        let (stem, kind) = name.rsplit_once('.').unwrap();
+        let stem = stem.trim_end_matches("qkv").trim_end_matches("kv");
         let cols = tensor.shape.get(1).copied().unwrap_or(1);
-        for (part, first, rows) in [("q", 0, 12), ("k", 12, 4), ("v", 16, 4)] {
+        for &(part, first, rows) in parts {
             let values = tensor.values();
             let shape = if tensor.shape.len() == 1 { vec![rows] } else { vec![rows, cols] };
-            let name = format!("model.{}", name.replace("qkv", part));
-            assert!(name.ends_with(&kind));
-            renamed.insert(name, Tensor::new(&shape, |i| values[first * cols + i]));
+            renamed.insert(format!("model.{stem}{part}.{kind}"), Tensor::new(&shape, |i| values[first * cols + i]));
         }
     }
     let folder = tempfile::tempdir().unwrap();

@@ -439,8 +439,8 @@ tidbit_status tidbit_options_free(tidbit_options *options);
  * Ownership: the buffer stays the caller's. A null buffer of capacity 0 asks for the length. The bytes are the same on every
  * machine.
  * Threads: as `tidbit_session_new`.
- * Errors: `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`; `TIDBIT_BUSY`, `TIDBIT_POISONED`,
- * `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`.
+ * Errors: `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`; `TIDBIT_UNSUPPORTED` for a model with an encoder;
+ * `TIDBIT_BUSY`, `TIDBIT_POISONED`, `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`.
  */
 tidbit_status tidbit_session_save(const tidbit_session *session,
                                   uint8_t *buffer,
@@ -456,7 +456,7 @@ tidbit_status tidbit_session_save(const tidbit_session *session,
  *
  * Ownership: the bytes stay the caller's.
  * Threads: as `tidbit_session_new`.
- * Errors: `TIDBIT_BAD_SAVE`; `TIDBIT_CONTEXT_FULL`; `TIDBIT_OUT_OF_MEMORY`, `TIDBIT_BUSY`, `TIDBIT_POISONED`,
+ * Errors: `TIDBIT_BAD_SAVE`; `TIDBIT_UNSUPPORTED` for a model with an encoder; `TIDBIT_CONTEXT_FULL`; `TIDBIT_OUT_OF_MEMORY`, `TIDBIT_BUSY`, `TIDBIT_POISONED`,
  * `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`. The session is then as it was.
  */
 tidbit_status tidbit_session_load(tidbit_session *session,
@@ -469,7 +469,7 @@ tidbit_status tidbit_session_load(tidbit_session *session,
  *
  * Ownership: the path stays the caller's.
  * Threads: as `tidbit_session_new`.
- * Errors: `TIDBIT_IO`, `TIDBIT_BUSY`, `TIDBIT_POISONED`, `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`.
+ * Errors: `TIDBIT_IO`, `TIDBIT_UNSUPPORTED` for a model with an encoder, `TIDBIT_BUSY`, `TIDBIT_POISONED`, `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`.
  */
 tidbit_status tidbit_session_save_file(const tidbit_session *session,
                                        const char *path,
@@ -522,6 +522,10 @@ tidbit_status tidbit_session_clone(const tidbit_session *session, tidbit_session
  *
  * A character that earlier tokens left incomplete is given up.
  *
+ * A model with an encoder (T5) writes about another text: what is appended to an empty text is read by the encoder, at once,
+ * and the text begins with the one token that the model starts with (`architecture.encoder.start_id` of `tidbit_info`). An empty
+ * text can be begun again. For the time of the call the encoder takes a cache of the size of its text.
+ *
  * Ownership: tokens stay the caller's.
  * Threads: as `tidbit_session_new`.
  * Errors: `TIDBIT_CONTEXT_FULL`; `TIDBIT_CANCELLED`; `TIDBIT_INVALID_ARGUMENT` for a token that the model does not have;
@@ -533,8 +537,8 @@ tidbit_status tidbit_session_append(tidbit_session *session,
 
 /**
  * Appends a text: its tokens, as `tidbit_encode` tells them, are run through the model. At the beginning of a session come
- * first the tokens that the tokenizer puts before every text (LLaMA's `<s>`), unless the text begins with them. `out_n_tokens`
- * gets the number of all.
+ * first the tokens that the tokenizer puts before every text (LLaMA's `<s>`), unless the text begins with them; what an encoder
+ * reads has all that belong around a text (T5's `</s>`). `out_n_tokens` gets the number of all.
  *
  * Ownership: the text stays the caller's. `out_n_tokens` may be null.
  * Threads: as `tidbit_session_new`.

@@ -4,7 +4,7 @@ use crate::guard::guard;
 use crate::memory::{self, Buffer, slice};
 use crate::objects::{self, tidbit_session};
 use crate::session::{Session, State};
-use crate::status::{Failure, Outcome, Status, TIDBIT_BAD_SAVE, TIDBIT_IO};
+use crate::status::{Failure, Outcome, Status, TIDBIT_BAD_SAVE, TIDBIT_IO, TIDBIT_UNSUPPORTED};
 use std::ffi::c_char;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
@@ -19,6 +19,7 @@ impl From<SavedError> for Failure {
     fn from(error: SavedError) -> Self {
         match error {
             SavedError::Session(error) => error.into(),
+            SavedError::Encoder => Self::new(TIDBIT_UNSUPPORTED, error.to_string()),
             error => Self::new(TIDBIT_BAD_SAVE, error.to_string()),
         }
     }
@@ -64,8 +65,8 @@ impl State {
 /// Ownership: the buffer stays the caller's. A null buffer of capacity 0 asks for the length. The bytes are the same on every
 /// machine.
 /// Threads: as `tidbit_session_new`.
-/// Errors: `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`; `TIDBIT_BUSY`, `TIDBIT_POISONED`,
-/// `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`.
+/// Errors: `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`; `TIDBIT_UNSUPPORTED` for a model with an encoder;
+/// `TIDBIT_BUSY`, `TIDBIT_POISONED`, `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tidbit_session_save(
     session: *const tidbit_session,
@@ -78,6 +79,7 @@ pub unsafe extern "C" fn tidbit_session_save(
         let out = unsafe { Buffer::new(buffer, capacity, out_length)? };
         let session = objects::get::<Session>(session)?;
         let state = session.lock()?;
+        saved::check(&session.model)?;
         let length = saved::len(&state.sequence, state.text.len());
         out.require(length)?;
         state.save(Rest { buffer: &out, at: 0 }).map_err(|e| Failure::io(&e, "the saved session"))?;
@@ -94,7 +96,7 @@ pub unsafe extern "C" fn tidbit_session_save(
 ///
 /// Ownership: the bytes stay the caller's.
 /// Threads: as `tidbit_session_new`.
-/// Errors: `TIDBIT_BAD_SAVE`; `TIDBIT_CONTEXT_FULL`; `TIDBIT_OUT_OF_MEMORY`, `TIDBIT_BUSY`, `TIDBIT_POISONED`,
+/// Errors: `TIDBIT_BAD_SAVE`; `TIDBIT_UNSUPPORTED` for a model with an encoder; `TIDBIT_CONTEXT_FULL`; `TIDBIT_OUT_OF_MEMORY`, `TIDBIT_BUSY`, `TIDBIT_POISONED`,
 /// `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`. The session is then as it was.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tidbit_session_load(session: *mut tidbit_session, data: *const u8, length: usize) -> Status {
@@ -111,7 +113,7 @@ pub unsafe extern "C" fn tidbit_session_load(session: *mut tidbit_session, data:
 ///
 /// Ownership: the path stays the caller's.
 /// Threads: as `tidbit_session_new`.
-/// Errors: `TIDBIT_IO`, `TIDBIT_BUSY`, `TIDBIT_POISONED`, `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`.
+/// Errors: `TIDBIT_IO`, `TIDBIT_UNSUPPORTED` for a model with an encoder, `TIDBIT_BUSY`, `TIDBIT_POISONED`, `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tidbit_session_save_file(
     session: *const tidbit_session,
@@ -123,6 +125,7 @@ pub unsafe extern "C" fn tidbit_session_save_file(
         // SAFETY: as in `tidbit_session_save`.
         let path = unsafe { memory::path(path, path_length)? };
         let state = session.lock()?;
+        saved::check(&session.model)?;
         replace(path, |file| {
             let mut out = BufWriter::new(file);
             state.save(&mut out)?;

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 use tidbit_runtime::embed;
-use tidbit_runtime::engine::{Engine, EngineOptions, Feed, MAX_BATCH};
+use tidbit_runtime::engine::{Engine, EngineOptions, Feed, batch_of};
 use tidbit_runtime::error::SessionError;
 use tidbit_runtime::format::Contents;
 use tidbit_runtime::kernels::Kernels;
@@ -65,14 +65,14 @@ fn sequence_options(settings: &Settings) -> SequenceOptions {
 
 fn engine(model: &Model, settings: &Settings, context: usize) -> Outcome<Engine> {
     let threads = (settings.threads > 0).then_some(settings.threads);
-    Ok(Engine::new(model, &EngineOptions { threads, max_batch: Some(MAX_BATCH.min(context)) })?)
+    Ok(Engine::new(model, &EngineOptions { threads, max_batch: Some(batch_of(model.spec(), context)) })?)
 }
 
 /// Bytes of memory that a session takes: cache, activations, and its list of tokens.
 pub(crate) fn memory_bytes(contents: &Contents, settings: &Settings) -> Outcome<usize> {
     let options = sequence_options(settings);
     let context = options.checked_context(contents.spec())?;
-    let scratch = Engine::scratch_bytes_of(contents.spec(), MAX_BATCH.min(context));
+    let scratch = Engine::scratch_bytes_of(contents.spec(), batch_of(contents.spec(), context));
     Ok(options.cache_bytes(contents)?.saturating_add(scratch).saturating_add(context.saturating_mul(4)))
 }
 
@@ -193,6 +193,11 @@ impl State {
         self.settings.log
     }
 
+    /// Whether what is appended next is for the encoder: the text then begins by itself, with a token of the model.
+    pub(crate) fn encodes(&self) -> bool {
+        self.text.is_empty() && self.engine.model().encoder().is_some()
+    }
+
     /// Appends tokens and runs them.
     pub(crate) fn append(&mut self, ids: &[u32]) -> Outcome {
         if ids.is_empty() {
@@ -200,18 +205,26 @@ impl State {
         }
         let (before, started) = (self.text.len(), Instant::now());
         let context = self.sequence.context();
-        if ids.len() > context - before {
-            return Err(SessionError::ContextFull { needed: before.saturating_add(ids.len()), context }.into());
+        let encodes = self.encodes();
+        if let (true, Some(encoder)) = (encodes, &self.engine.model().spec().encoder) {
+            let start_id = encoder.start_id;
+            self.logits_after = None;
+            self.engine.encode(&mut self.sequence, ids)?;
+            self.text.push(start_id);
+        } else {
+            if ids.len() > context - before {
+                return Err(SessionError::ContextFull { needed: before.saturating_add(ids.len()), context }.into());
+            }
+            self.check_vocabulary(ids)?;
+            self.text.extend_from_slice(ids);
         }
-        self.check_vocabulary(ids)?;
-        self.text.extend_from_slice(ids);
         let result = self.run(1);
         if result.is_err() {
             self.text.truncate(before);
             self.sequence.rewind(before);
             return result;
         }
-        self.stream.clear();
+        self.stream = if encodes { TextStream::at_start() } else { TextStream::default() };
         let (n, time) = self.statistics.prefill;
         self.statistics.prefill = (n + ids.len(), time + started.elapsed());
         Ok(())

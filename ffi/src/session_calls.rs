@@ -87,6 +87,10 @@ pub unsafe extern "C" fn tidbit_session_clone(
 ///
 /// A character that earlier tokens left incomplete is given up.
 ///
+/// A model with an encoder (T5) writes about another text: what is appended to an empty text is read by the encoder, at once,
+/// and the text begins with the one token that the model starts with (`architecture.encoder.start_id` of `tidbit_info`). An empty
+/// text can be begun again. For the time of the call the encoder takes a cache of the size of its text.
+///
 /// Ownership: tokens stay the caller's.
 /// Threads: as `tidbit_session_new`.
 /// Errors: `TIDBIT_CONTEXT_FULL`; `TIDBIT_CANCELLED`; `TIDBIT_INVALID_ARGUMENT` for a token that the model does not have;
@@ -106,8 +110,8 @@ pub unsafe extern "C" fn tidbit_session_append(
 }
 
 /// Appends a text: its tokens, as `tidbit_encode` tells them, are run through the model. At the beginning of a session come
-/// first the tokens that the tokenizer puts before every text (LLaMA's `<s>`), unless the text begins with them. `out_n_tokens`
-/// gets the number of all.
+/// first the tokens that the tokenizer puts before every text (LLaMA's `<s>`), unless the text begins with them; what an encoder
+/// reads has all that belong around a text (T5's `</s>`). `out_n_tokens` gets the number of all.
 ///
 /// Ownership: the text stays the caller's. `out_n_tokens` may be null.
 /// Threads: as `tidbit_session_new`.
@@ -127,7 +131,11 @@ pub unsafe extern "C" fn tidbit_session_append_text(
         let text = unsafe { self::text(text, text_length, "the text")? };
         let state = session.lock()?;
         let tokenizer = tokenizer(&session.model)?;
-        let tokens = if state.text.is_empty() { tokenizer.encode_start(text)? } else { tokenizer.encode(text)? };
+        let tokens = match state.text.is_empty() {
+            _ if state.encodes() => tokenizer.encode_whole(text)?,
+            true => tokenizer.encode_start(text)?,
+            false => tokenizer.encode(text)?,
+        };
         state.compute(|state| state.append(&tokens))?;
         if let Some(out) = out {
             out.set(tokens.len());

@@ -128,7 +128,7 @@ impl From<SessionError> for Failure {
     fn from(error: SessionError) -> Self {
         use SessionError as E;
         let status = match &error {
-            E::EmptyPrompt => TIDBIT_EMPTY,
+            E::EmptyPrompt | E::NothingRead => TIDBIT_EMPTY,
             E::ContextFull { .. } => TIDBIT_CONTEXT_FULL,
             E::OtherModel { .. }
             | E::LogitRows { .. }
@@ -140,7 +140,7 @@ impl From<SessionError> for Failure {
             E::Memory { .. } | E::Spawn(_) => TIDBIT_OUT_OF_MEMORY,
             E::Cancelled => TIDBIT_CANCELLED,
             E::NotFinite { .. } | E::EmbeddingNotFinite { .. } => TIDBIT_NOT_FINITE,
-            E::NoHead | E::Isa(_) => TIDBIT_UNSUPPORTED,
+            E::NoHead | E::NoEncoder | E::Isa(_) => TIDBIT_UNSUPPORTED,
         };
         Self::new(status, error.to_string())
     }

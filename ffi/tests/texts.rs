@@ -11,13 +11,16 @@ use std::ptr::{null, null_mut};
 use tidbit::info::tidbit_info_int;
 use tidbit::model::{tidbit_model_estimate, tidbit_model_free, tidbit_model_open};
 use tidbit::objects::{tidbit_model, tidbit_session};
+use tidbit::options::{tidbit_options_free, tidbit_options_new, tidbit_options_set_float};
+use tidbit::saved::{tidbit_session_load, tidbit_session_save};
 use tidbit::session_calls::*;
 use tidbit::status::*;
 use tidbit_convert::{Checkpoint, Options, convert};
 use tidbit_runtime::embed::Embedder;
-use tidbit_runtime::engine::EngineOptions;
+use tidbit_runtime::engine::{Engine, EngineOptions};
 use tidbit_runtime::model::Model;
 use tidbit_runtime::quant::QuantType;
+use tidbit_runtime::sequence::{Sequence, SequenceOptions};
 
 /// A checkpoint of the repository with another tokenizer, as a model file.
 fn with_tokenizer(checkpoint: &Path, folder: &Path, tokenizer: &Value) -> std::path::PathBuf {
@@ -136,6 +139,90 @@ fn an_encoder_embeds() {
     assert_eq!(append(session, "w5 w6"), TIDBIT_UNSUPPORTED);
     assert_eq!(embed(session, "w5 w6").unwrap().len(), 36);
     free(model, session);
+}
+
+/// The first text is the encoder's, and the session's begins by itself.
+#[test]
+fn a_model_with_an_encoder_writes_about_the_first_text() {
+    let folder = support::scratch();
+    let mut vocab: Vec<Value> = vec![json!(["<pad>", 0.0]), json!(["</s>", 0.0])];
+    vocab.extend((2..71).map(|id| json!([format!("\u{2581}w{id}"), -2.0])));
+    let spaces = json!({ "type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true });
+    let tokenizer = json!({ "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": spaces, "decoder": spaces,
+        "post_processor": { "type": "TemplateProcessing", "pair": [],
+            "single": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "SpecialToken": { "id": "</s>", "type_id": 0 } }],
+            "special_tokens": { "</s>": { "id": "</s>", "ids": [1], "tokens": ["</s>"] } } },
+        "model": { "type": "Unigram", "unk_id": 2, "vocab": vocab, "byte_fallback": false } });
+    let file = with_tokenizer(&support::root().join("../tests/families/flan-t5"), folder.path(), &tokenizer);
+    let (model, session) = open(&file);
+    let (path, mut bytes) = (file.to_str().unwrap(), (0, 0));
+    let outs = (&raw mut bytes.0, &raw mut bytes.1);
+    let status = unsafe { tidbit_model_estimate(path.as_ptr().cast(), path.len(), null(), outs.0, outs.1) };
+    assert_eq!(status, TIDBIT_OK);
+    let next = |session| {
+        let (mut token, mut text, mut n) = (0, [0u8; 64], 0);
+        let (buffer, length) = (text.as_mut_ptr().cast(), &raw mut n);
+        let status = unsafe { tidbit_session_next(session, &raw mut token, buffer, 64, length) };
+        assert_eq!(status, TIDBIT_OK);
+        (token, String::from_utf8(text[..n].to_vec()).unwrap())
+    };
+    let (mut greedy, key) = (null_mut(), "sampling.temperature");
+    assert_eq!(unsafe { tidbit_options_new(&raw mut greedy) }, TIDBIT_OK);
+    assert_eq!(unsafe { tidbit_options_set_float(greedy, key.as_ptr().cast(), key.len(), 0.0) }, TIDBIT_OK);
+    assert_eq!(unsafe { tidbit_session_set_sampling(session, greedy) }, TIDBIT_OK);
+    assert_eq!(unsafe { tidbit_options_free(greedy) }, TIDBIT_OK);
+    let read = [55u32, 48, 25, 50, 41];
+    let begin = |session| unsafe { tidbit_session_append(session, read.as_ptr(), read.len()) };
+    assert_eq!(begin(session), TIDBIT_OK);
+    assert_eq!(tokens(session), [0]);
+    assert!((fact(session, "scratch_bytes") + fact(session, "cache_bytes")) as u64 <= bytes.1);
+    // However short the text itself may be.
+    let short = SequenceOptions { context: Some(1), cache_type: None };
+    let opened = Model::open(&file).unwrap();
+    let mut sequence = Sequence::new(&opened, &short).unwrap();
+    let mut engine = Engine::new(&opened, &EngineOptions { threads: Some(1), max_batch: Some(1) }).unwrap();
+    engine.encode(&mut sequence, &[7; 64]).unwrap();
+    assert!(sequence.cache_bytes() <= short.cache_bytes(opened.file().contents()).unwrap());
+    // As transformers does.
+    let written = [(38, "w38"), (14, " w14"), (29, " w29")].map(|(id, text)| (id, text.to_owned()));
+    let found = [next(session), next(session), next(session)];
+    assert_eq!(found, written);
+    // Another goes on about the same text.
+    let mut clone = null_mut();
+    assert_eq!(unsafe { tidbit_session_clone(session, &raw mut clone) }, TIDBIT_OK);
+    assert_eq!(next(clone), (38, " w38".to_owned()));
+    // What is appended later is the model's own text; a new one begins with what is to be read.
+    assert_eq!(unsafe { tidbit_session_append(session, [5u32].as_ptr(), 1) }, TIDBIT_OK);
+    assert_eq!(tokens(session), [0, 38, 14, 29, 5]);
+    assert_eq!(unsafe { tidbit_session_rewind(session, 0) }, TIDBIT_OK);
+    let mut n = 0;
+    let text = "w55 w48";
+    let status = unsafe { tidbit_session_append_text(session, text.as_ptr().cast(), text.len(), &raw mut n) };
+    assert_eq!((status, n, tokens(session)), (TIDBIT_OK, 3, vec![0]), "with the token that ends it");
+    assert_eq!(unsafe { tidbit_session_rewind(session, 0) }, TIDBIT_OK);
+    assert_eq!(begin(session), TIDBIT_OK);
+    assert_eq!(next(session), written[0]);
+
+    let long = vec![3u32; 65];
+    assert_eq!(unsafe { tidbit_session_rewind(session, 0) }, TIDBIT_OK);
+    assert_eq!(unsafe { tidbit_session_append(session, long.as_ptr(), 65) }, TIDBIT_CONTEXT_FULL);
+    assert_eq!(unsafe { tidbit_session_append(session, [71u32].as_ptr(), 1) }, TIDBIT_INVALID_ARGUMENT);
+    assert_eq!(tokens(session), [0u32; 0]);
+    let mut score = 0.0;
+    let mut fresh = null_mut();
+    assert_eq!(unsafe { tidbit_session_new(model, null(), &raw mut fresh) }, TIDBIT_OK);
+    let status = unsafe { tidbit_session_score(fresh, read.as_ptr(), 5, null_mut(), &raw mut score) };
+    assert_eq!(status, TIDBIT_EMPTY, "nothing was read");
+    let mut length = 0;
+    assert_eq!(unsafe { tidbit_session_save(session, null_mut(), 0, &raw mut length) }, TIDBIT_UNSUPPORTED);
+    assert_eq!(unsafe { tidbit_session_load(session, null(), 0) }, TIDBIT_UNSUPPORTED);
+    assert_eq!(embed(session, "w5 w6"), Ok(expected(&file, "w5 w6")));
+    assert_eq!(begin(session), TIDBIT_OK);
+    assert_eq!(next(session), written[0], "embedding leaves all as it was");
+    free(model, session);
+    assert_eq!(unsafe { tidbit_session_free(clone) }, TIDBIT_OK);
+    assert_eq!(unsafe { tidbit_session_free(fresh) }, TIDBIT_OK);
 }
 
 /// A decoder embeds too, and goes on with its own text as if nothing had been.

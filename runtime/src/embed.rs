@@ -1,6 +1,7 @@
 //! Embeddings: one vector for a text, made of the hidden states of its tokens as the spec says.
 //!
-//! Encoders are made for it. A decoder's hidden states serve too, though nobody trained most decoders for that.
+//! Encoders are made for it, and of a model with an encoder it is that one's states. A decoder's hidden states serve too, though
+//! nobody trained most decoders for that.
 
 #![forbid(unsafe_code)]
 
@@ -70,6 +71,10 @@ impl Embedder {
 /// When a text has no token, one outside the vocabulary, or more than [`max_tokens`]; when memory cannot be had; when it was
 /// cancelled; when an embedding is not finite.
 pub fn embed(engine: &mut Engine, pooling: &Pooling, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, SessionError> {
+    engine.as_encoder(|engine| embed_with(engine, pooling, texts))
+}
+
+fn embed_with(engine: &mut Engine, pooling: &Pooling, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, SessionError> {
     let model = engine.model().clone();
     let most = max_tokens(model.spec(), pooling);
     if let Some(text) = texts.iter().find(|text| text.len() > most) {

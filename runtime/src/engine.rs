@@ -31,10 +31,11 @@ use crate::backend::{Backend, Cpu, Part};
 use crate::error::SessionError;
 use crate::forward::{self, Activations, Batch};
 use crate::kernels::{self, Kernels};
+use crate::kv_cache::KvCache;
 use crate::model::Model;
 use crate::ops::Buffer;
 use crate::quant::PANEL_ROWS;
-use crate::sequence::Sequence;
+use crate::sequence::{Memory, Sequence};
 use crate::spec::{Head, Spec};
 use crate::threads::{MAX_THREADS, available_cores};
 use std::ops::Range;
@@ -56,7 +57,7 @@ pub struct EngineOptions {
     /// Threads, the caller's included; one per available core when `None`.
     pub threads: Option<usize>,
     /// Tokens that run together at most, at least 1; [`MAX_BATCH`] when `None`. Others of a step run after them. Where
-    /// attention is not causal, as many as the context holds at least.
+    /// attention is not causal, and for encoders, as many as the context holds at least.
     pub max_batch: Option<usize>,
 }
 
@@ -101,14 +102,9 @@ impl<'a> Feed<'a> {
 
     fn check(&self, model: &Model) -> Result<(), SessionError> {
         let (spec, context) = (model.spec(), self.sequence.context());
-        if !self.sequence.model().is(model) {
-            return Err(SessionError::OtherModel {
-                found: self.sequence.model().file().path().to_owned(),
-                expected: model.file().path().to_owned(),
-            });
-        }
-        if self.ids.is_empty() {
-            return Err(SessionError::EmptyPrompt);
+        check(model, self.sequence, self.ids)?;
+        if spec.encoder.is_some() && self.sequence.memory.is_none() {
+            return Err(SessionError::NothingRead);
         }
         if !spec.attention.causal && self.sequence.position() > 0 {
             return Err(SessionError::AtOnce { position: self.sequence.position() });
@@ -124,9 +120,6 @@ impl<'a> Feed<'a> {
                 needed: self.sequence.position().saturating_add(self.ids.len()),
                 context,
             });
-        }
-        if let Some(&id) = self.ids.iter().find(|&&id| id as usize >= spec.vocab_size) {
-            return Err(SessionError::Token { id, vocab_size: spec.vocab_size });
         }
         if self.n_logits > self.ids.len() {
             return Err(SessionError::LogitRows { asked: self.n_logits, most: self.ids.len() });
@@ -148,7 +141,9 @@ impl<'a> Feed<'a> {
     /// Its tokens in the batch, as the backend takes them.
     fn part(&mut self) -> Part<'_> {
         let first = self.sequence.position();
-        Part { cache: &mut self.sequence.cache, positions: first..first + self.now.len(), row: self.row }
+        let Sequence { cache, memory, .. } = &mut *self.sequence;
+        let memory = memory.as_ref().map(|memory| (&memory.cache, memory.n_tokens));
+        Part { cache, positions: first..first + self.now.len(), row: self.row, memory }
     }
 }
 
@@ -341,6 +336,41 @@ impl Engine {
         })
     }
 
+    /// Lets the encoder read `ids`: what `sequence` says from now on, from its start, is about them. At most
+    /// [`max_batch`](Self::max_batch) tokens, which run at once.
+    ///
+    /// # Errors
+    /// When the model has no encoder; when there is no token, or one outside the vocabulary, or more than that; when it is a text
+    /// of another model; when memory cannot be had; when it was cancelled. Nothing has changed then.
+    pub fn encode(&mut self, sequence: &mut Sequence, ids: &[u32]) -> Result<(), SessionError> {
+        let Self { model, backend, acts, positions, max_batch, cancel, .. } = self;
+        let Some(encoder) = model.encoder() else { return Err(SessionError::NoEncoder) };
+        check(model, sequence, ids)?;
+        let (n_tokens, cache_type) = (ids.len(), sequence.cache_type());
+        if n_tokens > *max_batch {
+            return Err(SessionError::ContextFull { needed: n_tokens, context: *max_batch });
+        }
+        let mut memory = KvCache::new(model.spec(), cache_type, n_tokens)?;
+        // Of use only until the last of its blocks has run.
+        let mut cache = KvCache::new(encoder.spec(), cache_type, n_tokens)?;
+        positions.clear();
+        positions.extend(0..n_tokens);
+        let parts = &mut [Part { cache: &mut cache, positions: 0..n_tokens, row: 0, memory: None }];
+        forward::forward(backend, encoder, acts, Batch { ids, positions, parts }, cancel)?;
+        forward::remember(backend, (model, encoder), (acts, n_tokens), &mut memory, cancel)?;
+        sequence.begin(Memory { cache: memory, n_tokens });
+        Ok(())
+    }
+
+    /// Runs something with the encoder for a model, if there is one; an engine has room for both.
+    pub(crate) fn as_encoder<T>(&mut self, run: impl FnOnce(&mut Self) -> T) -> T {
+        let Some(encoder) = self.model.encoder().cloned() else { return run(self) };
+        let model = std::mem::replace(&mut self.model, encoder);
+        let result = run(self);
+        self.model = model;
+        result
+    }
+
     /// Room for `n` rows of logits; kept, so that it is taken once.
     fn reserve_logits(&mut self, n: usize) -> Result<(), SessionError> {
         if self.logits.max_rows() < n {
@@ -415,7 +445,29 @@ impl Engine {
     }
 }
 
+/// Tokens that run together where texts have up to `context` of them and are run one by one: no more than a text has, and all
+/// of them where an encoder reads one at once.
+pub fn batch_of(spec: &Spec, context: usize) -> usize {
+    if spec.encoder.is_some() { context } else { MAX_BATCH.min(context) }
+}
+
+/// Checks tokens for a sequence that may be of another model.
+fn check(model: &Model, sequence: &Sequence, ids: &[u32]) -> Result<(), SessionError> {
+    if !sequence.model().is(model) {
+        return Err(SessionError::OtherModel {
+            found: sequence.model().file().path().to_owned(),
+            expected: model.file().path().to_owned(),
+        });
+    }
+    let vocab_size = model.spec().vocab_size;
+    match ids.iter().find(|&&id| id as usize >= vocab_size) {
+        _ if ids.is_empty() => Err(SessionError::EmptyPrompt),
+        Some(&id) => Err(SessionError::Token { id, vocab_size }),
+        None => Ok(()),
+    }
+}
+
 /// The smallest batch that a text can be run in: where each token sees all others, it is not divided.
 fn least_batch(spec: &Spec) -> usize {
-    if spec.attention.causal { 1 } else { spec.context_length }
+    if spec.attention.causal && spec.encoder.is_none() { 1 } else { spec.context_length }
 }

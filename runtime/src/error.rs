@@ -191,6 +191,12 @@ pub enum SessionError {
     /// Logits of a model without a head.
     #[error("this model makes embeddings of texts, no logits: it cannot write or score a text")]
     NoHead,
+    /// A text of a model that writes about another one, which it was not given.
+    #[error("this model writes about a text that its encoder reads, and none was given to it")]
+    NothingRead,
+    /// A text for an encoder that there is not.
+    #[error("this model has no encoder that could read a text beforehand")]
+    NoEncoder,
     /// Memory could not be had.
     #[error("cannot allocate {bytes} bytes for {what}: {source}")]
     Memory {
@@ -233,6 +239,12 @@ pub enum SessionError {
 /// A model that cannot guess for another.
 #[derive(Debug, thiserror::Error)]
 pub enum DraftError {
+    /// It would have to read what the other does.
+    #[error("{}: it writes about a text that its encoder reads: it cannot draft for another", draft.display())]
+    Encoder {
+        /// The file of the smaller model.
+        draft: PathBuf,
+    },
     /// Another number of tokens.
     #[error(
         "{}: its vocabulary has {draft_size} tokens, that of {} has {target_size}: it cannot draft for it",
@@ -282,6 +294,9 @@ pub enum SavedError {
         /// That of the model at hand.
         expected: String,
     },
+    /// Its model has an encoder, and what that has read is not saved.
+    #[error("a session of a model with an encoder cannot be saved: begin it anew")]
+    Encoder,
     /// Its keys and values are of another type.
     #[error("a saved session whose cache is kept in another type")]
     OtherCache,

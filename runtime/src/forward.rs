@@ -4,7 +4,7 @@
 
 use crate::backend::{Backend, Epilogue, Part};
 use crate::error::SessionError;
-use crate::model::{FeedForward, Layer, Linear, Mlp, Model, NormWeights};
+use crate::model::{Cross, FeedForward, Layer, Linear, Mlp, Model, NormWeights};
 use crate::quant::{Matrix, PANEL_ROWS};
 use crate::spec::{Experts, Place, Position, Residual, Spec};
 use std::ops::Range;
@@ -27,6 +27,15 @@ pub struct Activations<B: Backend> {
     /// Inside the feed-forward network, `[tokens, ffn_dim]`.
     inner: B::Buffer,
     experts: Option<ExpertActivations<B>>,
+    cross: Option<CrossActivations<B>>,
+}
+
+/// The activations of tokens that look at another text, and of that text's.
+struct CrossActivations<B: Backend> {
+    /// `[tokens, n_heads * head_dim]`.
+    queries: B::Buffer,
+    /// Keys and values, `[tokens, 2 n_kv_heads * head_dim]`.
+    kv: B::Buffer,
 }
 
 /// The activations of tokens that take different experts.
@@ -69,6 +78,12 @@ impl<B: Backend> Activations<B> {
                     out: buffer(spec.d_model)?,
                 }),
             },
+            cross: match &spec.encoder {
+                None => None,
+                Some(_) => {
+                    Some(CrossActivations { queries: buffer(a.n_heads * a.head_dim)?, kv: buffer(a.kv_rows())? })
+                }
+            },
         })
     }
 
@@ -85,6 +100,7 @@ impl<B: Backend> Activations<B> {
             vec![spec.d_model, spec.d_model, spec.d_model, a.qkv_rows(), a.n_heads * a.head_dim, spec.mlp.ffn_dim];
         cols.extend(narrow(spec));
         cols.extend(spec.mlp.experts.iter().flat_map(experts));
+        cols.extend(spec.encoder.iter().flat_map(|_| [a.n_heads * a.head_dim, a.kv_rows()]));
         max_tokens * cols.iter().map(|cols| cols.next_multiple_of(PANEL_ROWS)).sum::<usize>()
     }
 }
@@ -138,6 +154,9 @@ pub fn block<B: Backend>(
     parts: &mut [Part<'_, B::Cache>],
 ) {
     attention(backend, (spec, layer, i), acts, positions, parts);
+    if let Some(cross) = &layer.cross {
+        cross_attention(backend, (spec, cross, i), acts, 0..positions.len(), parts);
+    }
     feed_forward(backend, (spec, layer), acts, 0..positions.len());
 }
 
@@ -220,6 +239,53 @@ fn attention<B: Backend>(
         Residual::Sequential | Residual::FromNorm => (&mut acts.attn_in, Some(&mut acts.mlp_in)),
     };
     join(backend, spec, (&layer.attn_out, &acts.attended, all), layer.attn_post_norm.as_ref(), free, &mut acts.x);
+}
+
+/// Between the halves of block `i`: attention to the text that an encoder has read. Only sequential blocks have it.
+fn cross_attention<B: Backend>(
+    backend: &mut B,
+    (spec, cross, i): (&Spec, &Cross, usize),
+    acts: &mut Activations<B>,
+    all: Range<usize>,
+    parts: &[Part<'_, B::Cache>],
+) {
+    let Some(room) = &mut acts.cross else { unreachable!("there is room where the spec has an encoder") };
+    if let Some(norm) = &cross.norm {
+        backend.norm((spec.norm.kind, spec.norm.eps, norm), (&acts.x, all.clone()), (&mut acts.attn_in, 0));
+    }
+    let input = if cross.norm.is_some() { &acts.attn_in } else { &acts.x };
+    backend.linear(&cross.q, input, all.clone(), Epilogue::Store, &mut room.queries);
+    backend.attend_memory(spec, parts, i, &room.queries, &mut acts.attended);
+    scale_stream(backend, spec, &mut acts.x, all.len());
+    let free = (&mut acts.attn_in, Some(&mut acts.mlp_in));
+    join(backend, spec, (&cross.out, &acts.attended, all), cross.post_norm.as_ref(), free, &mut acts.x);
+}
+
+/// Puts into `memory` the keys and values that the blocks of a decoder will look at: those of the residual stream, in which its
+/// `encoder` has just left `n_tokens`.
+///
+/// # Errors
+/// [`SessionError::Cancelled`] when `cancel` is set; it is looked at before every block.
+pub fn remember<B: Backend>(
+    backend: &mut B,
+    (model, encoder): (&Model, &Model),
+    (acts, n_tokens): (&mut Activations<B>, usize),
+    memory: &mut B::Cache,
+    cancel: &AtomicBool,
+) -> Result<(), SessionError> {
+    if let Some(norm) = &encoder.weights().final_norm {
+        norm_x(backend, encoder.spec(), norm, (&mut acts.x, &mut acts.attn_in), 0..n_tokens);
+    }
+    let Some(room) = &mut acts.cross else { unreachable!("there is room where the spec has an encoder") };
+    let crosses = model.weights().layers.iter().filter_map(|layer| layer.cross.as_ref());
+    for (i, cross) in crosses.enumerate() {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(SessionError::Cancelled);
+        }
+        backend.linear(&cross.kv, &acts.x, 0..n_tokens, Epilogue::Store, &mut room.kv);
+        backend.remember(memory, i, &room.kv, n_tokens);
+    }
+    Ok(())
 }
 
 /// Multiplies the residual stream by its scale.

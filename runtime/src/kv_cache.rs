@@ -113,6 +113,8 @@ pub struct Part<'a, C = KvCache> {
     pub positions: Range<usize>,
     /// The row of the batch where they begin.
     pub row: usize,
+    /// Of a text that an encoder has read for this one: keys and values for each layer, and its tokens.
+    pub memory: Option<(&'a C, usize)>,
 }
 
 /// Bytes that one token takes in the cache of a model.

@@ -16,7 +16,10 @@ pub struct Model(Arc<Inner>);
 
 struct Inner {
     file: ModelFile,
+    /// The file's, or its encoder's.
+    spec: Spec,
     weights: Weights,
+    encoder: Option<Model>,
     tokenizer: OnceLock<Option<Tokenizer>>,
 }
 
@@ -55,12 +58,29 @@ pub struct Layer {
     pub attn_out: Linear,
     /// Behind attention.
     pub attn_post_norm: Option<NormWeights>,
+    /// Attention to what an encoder has read.
+    pub cross: Option<Cross>,
     /// Before the feed-forward network.
     pub mlp_norm: Option<NormWeights>,
     /// The feed-forward network, or several.
     pub mlp: Mlp,
     /// Behind the feed-forward network.
     pub mlp_post_norm: Option<NormWeights>,
+}
+
+/// The weights of a block's attention to another text.
+#[derive(Clone)]
+pub struct Cross {
+    /// Before it.
+    pub norm: Option<NormWeights>,
+    /// `[n_heads * head_dim, d_model]`, of the block's own stream.
+    pub q: Linear,
+    /// `[2 n_kv_heads * head_dim, d_model]`, of the encoder's states.
+    pub kv: Linear,
+    /// `[d_model, n_heads * head_dim]`.
+    pub out: Linear,
+    /// Behind it.
+    pub post_norm: Option<NormWeights>,
 }
 
 /// What is trained of scores.
@@ -141,8 +161,20 @@ impl Model {
     /// # Errors
     /// When a tensor is missing or of the wrong kind.
     pub fn new(file: ModelFile) -> Result<Self, FormatError> {
-        let weights = Weights::resolve(&file)?;
-        Ok(Self(Arc::new(Inner { file, weights, tokenizer: OnceLock::new() })))
+        let spec = file.spec().clone();
+        let weights = Stack { file: &file, spec: &spec, prefix: "" }.weights()?;
+        let encoder = match spec.of_encoder() {
+            None => None,
+            Some(spec) => {
+                let weights = Stack { file: &file, spec: &spec, prefix: "encoder." }.weights()?;
+                Some(Self::of(file.clone(), spec, weights, None))
+            }
+        };
+        Ok(Self::of(file, spec, weights, encoder))
+    }
+
+    fn of(file: ModelFile, spec: Spec, weights: Weights, encoder: Option<Self>) -> Self {
+        Self(Arc::new(Inner { file, spec, weights, encoder, tokenizer: OnceLock::new() }))
     }
 
     /// Whether it is the same model: opened once, and shared.
@@ -157,7 +189,12 @@ impl Model {
 
     /// The architecture.
     pub fn spec(&self) -> &Spec {
-        self.0.file.spec()
+        &self.0.spec
+    }
+
+    /// The encoder that reads the texts this one writes about, a model of the same file; `None` where there is none.
+    pub fn encoder(&self) -> Option<&Self> {
+        self.0.encoder.as_ref()
     }
 
     /// The weights.
@@ -190,95 +227,34 @@ impl Model {
     }
 }
 
-impl Weights {
-    fn resolve(file: &ModelFile) -> Result<Self, FormatError> {
-        let spec = file.spec();
-        let linear = |name: &str, bias: bool| {
-            let bias = if bias { Some(file.vector(&format!("{name}.bias"))?) } else { None };
-            Ok::<_, FormatError>(Linear { weight: file.matrix(&format!("{name}.weight"))?, bias })
-        };
-        let norm = |name: &str, (kind, trained): (NormKind, _), dim| {
-            let part = |name: String, trained: bool, fill: f32| {
-                if trained { file.vector(&name) } else { Ok(vec![fill; dim]) }
-            };
-            let mut gain = part(format!("{name}.weight"), trained != Trained::Nothing, 1.0)?;
-            if kind.gain_len(dim) < dim {
-                gain = vec![gain[0]; dim];
-            }
-            let bias = part(format!("{name}.bias"), trained == Trained::GainAndBias, 0.0)?;
-            Ok::<_, FormatError>(NormWeights { gain, bias })
-        };
-        let norm_if = |there: bool, name: &str| {
-            if there { norm(name, (spec.norm.kind, spec.norm.trained), spec.d_model).map(Some) } else { Ok(None) }
-        };
-        let linear_if = |there: bool, name: &str, bias| if there { linear(name, bias).map(Some) } else { Ok(None) };
-        let (a, place) = (&spec.attention, spec.norm.place);
-        let qk_norm = |name: &str| {
-            let Some(qk) = &a.qk_norm else { return Ok(None) };
-            let dim = |heads| if qk.over == QkNormOver::Head { a.head_dim } else { heads * a.head_dim };
-            let queries = norm(&format!("{name}.q_norm"), (qk.kind, qk.trained), dim(a.n_heads))?;
-            Ok::<_, FormatError>(Some([
-                queries,
-                norm(&format!("{name}.k_norm"), (qk.kind, qk.trained), dim(a.n_kv_heads))?,
-            ]))
-        };
-        let feed_forward = |name: &str| {
-            let bias = spec.mlp.bias;
-            Ok::<_, FormatError>(FeedForward {
-                gate: linear_if(spec.mlp.gated, &format!("{name}.gate"), bias)?,
-                up: linear(&format!("{name}.up"), bias)?,
-                down: linear(&format!("{name}.down"), bias)?,
-            })
-        };
-        let mlp = |i: usize| {
-            let name = format!("layers.{i}.mlp");
-            let Some(experts) = spec.mlp.experts_of(i) else { return feed_forward(&name).map(Mlp::One) };
-            let shared = || {
-                Ok::<_, FormatError>((
-                    feed_forward(&format!("{name}.shared"))?,
-                    linear(&format!("{name}.shared_router"), false)?,
-                ))
-            };
-            Ok(Mlp::Experts {
-                router: linear(&format!("{name}.router"), false)?,
-                experts: (0..experts.count)
-                    .map(|e| feed_forward(&format!("{name}.experts.{e}")))
-                    .collect::<Result<_, _>>()?,
-                shared: experts.shared_dim.map(|_| shared()).transpose()?,
-            })
-        };
-        let relative = RelativeBiases::resolve(file)?;
-        let layer = |i: usize| {
-            let two = spec.residual != Residual::ParallelOneNorm;
-            Ok::<_, FormatError>(Layer {
-                attn_norm: norm_if(place.before(), &format!("layers.{i}.attn_norm"))?,
-                qkv: linear(&format!("layers.{i}.attn.qkv"), a.qkv_bias)?,
-                qk_norm: qk_norm(&format!("layers.{i}.attn"))?,
-                scores: ScoreWeights::resolve(file, i, relative.clone())?,
-                attn_out: linear(&format!("layers.{i}.attn.out"), a.out_bias)?,
-                attn_post_norm: norm_if(place.behind(), &format!("layers.{i}.attn_post_norm"))?,
-                mlp_norm: norm_if(place.before() && two, &format!("layers.{i}.mlp_norm"))?,
-                mlp: mlp(i)?,
-                mlp_post_norm: norm_if(place.behind(), &format!("layers.{i}.mlp_post_norm"))?,
-            })
-        };
+/// Where the weights of a stack are: in tensors whose names begin with `prefix`, but for the embedding, which all stacks share.
+struct Stack<'a> {
+    file: &'a ModelFile,
+    spec: &'a Spec,
+    prefix: &'a str,
+}
+
+impl Stack<'_> {
+    fn weights(&self) -> Result<Weights, FormatError> {
+        let Self { file, spec, prefix } = *self;
         let embedding = file.matrix("embed.tokens")?;
         let narrow = spec.embedding.dim.is_some_and(|dim| dim != spec.d_model);
         let head_bias = if spec.logits.bias { Some(file.vector("head.bias")?) } else { None };
-        Ok(Self {
-            embedding_project: linear_if(narrow, "embed.project", false)?,
-            embedding_norm: norm_if(spec.embedding.norm, "embed.norm")?,
+        let relative = RelativeBiases::resolve(file, (spec, prefix))?;
+        Ok(Weights {
+            embedding_project: self.linear_if(narrow, "embed.project", false)?,
+            embedding_norm: self.norm_if(spec.embedding.norm, &format!("{prefix}embed.norm"))?,
             positions: match spec.position {
-                Position::Learned => Some(file.matrix("embed.positions")?),
+                Position::Learned => Some(file.matrix(&format!("{prefix}embed.positions"))?),
                 Position::Sinusoidal(_)
                 | Position::Rotary(_)
                 | Position::Alibi(_)
                 | Position::RelativeBias(_)
                 | Position::None => None,
             },
-            layers: (0..spec.n_layers).map(layer).collect::<Result<_, _>>()?,
-            final_norm: norm_if(spec.final_norm, "final_norm")?,
-            head_project: linear_if(narrow && spec.head != Head::None, "head.project", false)?,
+            layers: (0..spec.n_layers).map(|i| self.layer(i, relative.clone())).collect::<Result<_, _>>()?,
+            final_norm: self.norm_if(spec.final_norm, &format!("{prefix}final_norm"))?,
+            head_project: self.linear_if(narrow && spec.head != Head::None, "head.project", false)?,
             head: match spec.head {
                 Head::Tied => Some(Linear { weight: embedding.clone(), bias: head_bias }),
                 Head::Untied => Some(Linear { weight: file.matrix("head.weight")?, bias: head_bias }),
@@ -287,22 +263,101 @@ impl Weights {
             embedding,
         })
     }
-}
 
-impl ScoreWeights {
-    /// Those of layer `i`.
-    fn resolve(file: &ModelFile, i: usize, relative: Option<Arc<RelativeBiases>>) -> Result<Self, FormatError> {
-        let there = file.spec().attention.sinks;
-        let sinks = if there { file.vector(&format!("layers.{i}.attn.sinks"))? } else { Vec::new() };
-        Ok(Self { sinks, relative })
+    fn layer(&self, i: usize, relative: Option<Arc<RelativeBiases>>) -> Result<Layer, FormatError> {
+        let (a, place) = (&self.spec.attention, self.spec.norm.place);
+        let two = self.spec.residual != Residual::ParallelOneNorm;
+        let name = |part: &str| format!("{}layers.{i}.{part}", self.prefix);
+        Ok(Layer {
+            attn_norm: self.norm_if(place.before(), &name("attn_norm"))?,
+            qkv: self.linear(&name("attn.qkv"), a.qkv_bias)?,
+            qk_norm: self.qk_norm(&name("attn"))?,
+            scores: ScoreWeights {
+                sinks: if a.sinks { self.file.vector(&name("attn.sinks"))? } else { Vec::new() },
+                relative,
+            },
+            attn_out: self.linear(&name("attn.out"), a.out_bias)?,
+            attn_post_norm: self.norm_if(place.behind(), &name("attn_post_norm"))?,
+            cross: match &self.spec.encoder {
+                None => None,
+                Some(_) => Some(Cross {
+                    norm: self.norm_if(place.before(), &name("cross_norm"))?,
+                    q: self.linear(&name("cross.q"), a.qkv_bias)?,
+                    kv: self.linear(&name("cross.kv"), a.qkv_bias)?,
+                    out: self.linear(&name("cross.out"), a.out_bias)?,
+                    post_norm: self.norm_if(place.behind(), &name("cross_post_norm"))?,
+                }),
+            },
+            mlp_norm: self.norm_if(place.before() && two, &name("mlp_norm"))?,
+            mlp: self.mlp(i, &name("mlp"))?,
+            mlp_post_norm: self.norm_if(place.behind(), &name("mlp_post_norm"))?,
+        })
+    }
+
+    fn mlp(&self, i: usize, name: &str) -> Result<Mlp, FormatError> {
+        let Some(experts) = self.spec.mlp.experts_of(i) else { return self.feed_forward(name).map(Mlp::One) };
+        let shared = || {
+            let router = self.linear(&format!("{name}.shared_router"), false)?;
+            Ok::<_, FormatError>((self.feed_forward(&format!("{name}.shared"))?, router))
+        };
+        Ok(Mlp::Experts {
+            router: self.linear(&format!("{name}.router"), false)?,
+            experts: (0..experts.count)
+                .map(|e| self.feed_forward(&format!("{name}.experts.{e}")))
+                .collect::<Result<_, _>>()?,
+            shared: experts.shared_dim.map(|_| shared()).transpose()?,
+        })
+    }
+
+    fn feed_forward(&self, name: &str) -> Result<FeedForward, FormatError> {
+        let (bias, gated) = (self.spec.mlp.bias, self.spec.mlp.gated);
+        Ok(FeedForward {
+            gate: self.linear_if(gated, &format!("{name}.gate"), bias)?,
+            up: self.linear(&format!("{name}.up"), bias)?,
+            down: self.linear(&format!("{name}.down"), bias)?,
+        })
+    }
+
+    fn qk_norm(&self, name: &str) -> Result<Option<[NormWeights; 2]>, FormatError> {
+        let a = &self.spec.attention;
+        let Some(qk) = &a.qk_norm else { return Ok(None) };
+        let dim = |heads| if qk.over == QkNormOver::Head { a.head_dim } else { heads * a.head_dim };
+        let queries = self.norm(&format!("{name}.q_norm"), (qk.kind, qk.trained), dim(a.n_heads))?;
+        Ok(Some([queries, self.norm(&format!("{name}.k_norm"), (qk.kind, qk.trained), dim(a.n_kv_heads))?]))
+    }
+
+    fn linear(&self, name: &str, bias: bool) -> Result<Linear, FormatError> {
+        let bias = if bias { Some(self.file.vector(&format!("{name}.bias"))?) } else { None };
+        Ok(Linear { weight: self.file.matrix(&format!("{name}.weight"))?, bias })
+    }
+
+    fn linear_if(&self, there: bool, name: &str, bias: bool) -> Result<Option<Linear>, FormatError> {
+        if there { self.linear(name, bias).map(Some) } else { Ok(None) }
+    }
+
+    fn norm(&self, name: &str, (kind, trained): (NormKind, Trained), dim: usize) -> Result<NormWeights, FormatError> {
+        let part = |name: String, trained: bool, fill: f32| {
+            if trained { self.file.vector(&name) } else { Ok(vec![fill; dim]) }
+        };
+        let mut gain = part(format!("{name}.weight"), trained != Trained::Nothing, 1.0)?;
+        if kind.gain_len(dim) < dim {
+            gain = vec![gain[0]; dim];
+        }
+        let bias = part(format!("{name}.bias"), trained == Trained::GainAndBias, 0.0)?;
+        Ok(NormWeights { gain, bias })
+    }
+
+    fn norm_if(&self, there: bool, name: &str) -> Result<Option<NormWeights>, FormatError> {
+        let norm = &self.spec.norm;
+        if there { self.norm(name, (norm.kind, norm.trained), self.spec.d_model).map(Some) } else { Ok(None) }
     }
 }
 
 impl RelativeBiases {
-    fn resolve(file: &ModelFile) -> Result<Option<Arc<Self>>, FormatError> {
-        let spec = file.spec();
+    fn resolve(file: &ModelFile, (spec, prefix): (&Spec, &str)) -> Result<Option<Arc<Self>>, FormatError> {
         let Position::RelativeBias(bias) = &spec.position else { return Ok(None) };
-        Ok(Some(Arc::new(Self::new(&file.matrix("relative_bias")?, bias, spec.attention.causal))))
+        let table = file.matrix(&format!("{prefix}relative_bias"))?;
+        Ok(Some(Arc::new(Self::new(&table, bias, spec.attention.causal))))
     }
 
     /// Of a table `[buckets, n_heads]`.

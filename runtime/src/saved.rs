@@ -23,6 +23,7 @@
 
 use crate::error::{SavedError, SessionError};
 use crate::kernels::CacheType;
+use crate::model::Model;
 use crate::sequence::Sequence;
 use sha2::{Digest, Sha256};
 use std::io::{self, Write};
@@ -43,6 +44,14 @@ pub struct Text {
     pub draws: u64,
     /// Bytes of a character that is not complete, at most 3.
     pub pending: Vec<u8>,
+}
+
+/// Checks that sequences of a model can be saved.
+///
+/// # Errors
+/// When it has an encoder: a text without the one it is about is of no use.
+pub fn check(model: &Model) -> Result<(), SavedError> {
+    if model.encoder().is_some() { Err(SavedError::Encoder) } else { Ok(()) }
 }
 
 /// The length in bytes of a saved sequence with a text of `n_tokens`.
@@ -88,11 +97,12 @@ impl<W: Write> Digesting<W> {
 /// Writes a sequence and its text, [`len`] bytes.
 ///
 /// # Errors
-/// What `out` answers.
+/// What `out` answers, and as [`check`].
 ///
 /// # Panics
 /// When the sequence holds more tokens than the text has, or there are more than 3 pending bytes.
 pub fn write(sequence: &Sequence, text: &Text, out: impl Write) -> io::Result<()> {
+    check(sequence.model()).map_err(|e| io::Error::new(io::ErrorKind::Unsupported, e))?;
     let (position, n_pending) = (saved_position(sequence), text.pending.len());
     assert!(position <= text.tokens.len(), "{position} tokens in the cache of a text of {}", text.tokens.len());
     assert!(n_pending <= MOST_PENDING, "{n_pending} bytes are a character");
@@ -128,9 +138,10 @@ pub fn write(sequence: &Sequence, text: &Text, out: impl Write) -> io::Result<()
 /// context, and how its cache is kept.
 ///
 /// # Errors
-/// When the bytes are damaged, of another model or another type of cache, or more than the context holds; when memory cannot
+/// As [`check`]; when the bytes are damaged, of another model or another type of cache, or more than the context holds; when memory cannot
 /// be had.
 pub fn read(like: &Sequence, bytes: &[u8]) -> Result<(Sequence, Text), SavedError> {
+    check(like.model())?;
     let damaged = |reason: String| SavedError::Damaged(reason);
     if bytes.len() < FIXED + CHECK || !bytes.starts_with(MAGIC) {
         return Err(damaged(format!("{} bytes, and not the start of one", bytes.len())));

@@ -7,6 +7,7 @@ use crate::format::Contents;
 use crate::kv_cache::{self, CacheType, KvCache};
 use crate::model::Model;
 use crate::spec::Spec;
+use std::sync::Arc;
 
 /// How a sequence is made.
 #[derive(Clone, Debug, Default)]
@@ -31,14 +32,17 @@ impl SequenceOptions {
         Ok(context)
     }
 
-    /// Bytes of the cache when it is full.
+    /// Bytes of the cache when it is full, and with an encoder of what it keeps of the longest text that it reads.
     ///
     /// # Errors
     /// When the context is out of range.
     pub fn cache_bytes(&self, contents: &Contents) -> Result<usize, SessionError> {
-        let context = self.checked_context(contents.spec())?;
+        let spec = contents.spec();
+        let context = self.checked_context(spec)?;
         let cache_type = self.cache_type.unwrap_or_else(|| kv_cache::default_type_of(contents));
-        Ok(kv_cache::bytes_of(contents.spec(), cache_type, context))
+        let bytes = |tokens| kv_cache::bytes_of(spec, cache_type, tokens);
+        let read = if spec.encoder.is_some() { bytes(context.max(spec.context_length)) } else { 0 };
+        Ok(bytes(context).saturating_add(read))
     }
 }
 
@@ -46,8 +50,18 @@ impl SequenceOptions {
 pub struct Sequence {
     model: Model,
     pub(crate) cache: KvCache,
+    /// What it is about, if its model has an encoder that has read something.
+    pub(crate) memory: Option<Arc<Memory>>,
     context: usize,
     position: usize,
+}
+
+/// A text that an encoder has read.
+pub(crate) struct Memory {
+    /// Its keys and values in each layer of the decoder.
+    pub(crate) cache: KvCache,
+    /// Its tokens.
+    pub(crate) n_tokens: usize,
 }
 
 impl Sequence {
@@ -59,17 +73,19 @@ impl Sequence {
         let spec = model.spec();
         let context = options.checked_context(spec)?;
         let cache_type = options.cache_type.unwrap_or_else(|| kv_cache::default_type(model.file()));
-        Ok(Self { cache: KvCache::rolling(spec, cache_type, context)?, model: model.clone(), context, position: 0 })
+        let cache = KvCache::rolling(spec, cache_type, context)?;
+        Ok(Self { model: model.clone(), cache, memory: None, context, position: 0 })
     }
 
-    /// Another text that begins with all tokens of this one. The pages that these fill are shared, not copied; each text
-    /// goes its own way from there.
+    /// Another text that begins with all tokens of this one, about the same that an encoder has read. The pages that these fill
+    /// are shared, not copied; each text goes its own way from there.
     ///
     /// # Errors
     /// When the memory cannot be had.
     pub fn fork(&self) -> Result<Self, SessionError> {
         let cache = self.cache.fork(self.position)?;
-        Ok(Self { model: self.model.clone(), cache, context: self.context, position: self.position })
+        let (model, memory) = (self.model.clone(), self.memory.clone());
+        Ok(Self { model, cache, memory, context: self.context, position: self.position })
     }
 
     /// An empty text of the same model, as long at most, in a cache of its own.
@@ -96,6 +112,11 @@ impl Sequence {
         self.position
     }
 
+    /// Tokens of the text that an [encoder has read](crate::engine::Engine::encode) for this one; `None` when it has not.
+    pub fn encoded(&self) -> Option<usize> {
+        self.memory.as_ref().map(|memory| memory.n_tokens)
+    }
+
     /// Forgets all tokens from `position` on. Where layers see only the last positions, those before them may be lost: the next
     /// step is refused then, unless [`resume_point`](Self::resume_point) was asked.
     pub fn rewind(&mut self, position: usize) {
@@ -114,14 +135,20 @@ impl Sequence {
         self.cache.cache_type()
     }
 
-    /// Bytes of the cache when it is full, those it shares included.
+    /// Bytes of the cache when it is full and of what an encoder has read, those it shares included.
     pub fn cache_bytes(&self) -> usize {
-        self.cache.bytes()
+        self.cache.bytes() + self.memory.as_ref().map_or(0, |memory| memory.cache.bytes())
     }
 
-    /// Bytes of the cache that another sequence has too.
+    /// Bytes of them that another sequence has too.
     pub fn shared_bytes(&self) -> usize {
-        self.cache.shared_bytes()
+        let memory = self.memory.as_ref().filter(|memory| Arc::strong_count(memory) > 1);
+        self.cache.shared_bytes() + memory.map_or(0, |memory| memory.cache.bytes())
+    }
+
+    /// The text begins, about another one.
+    pub(crate) fn begin(&mut self, memory: Memory) {
+        (self.memory, self.position) = (Some(Arc::new(memory)), 0);
     }
 
     /// `n` more tokens are in the cache.

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::engine::{Engine, EngineOptions, Feed, Logits, MAX_BATCH};
+use crate::engine::{Engine, EngineOptions, Feed, Logits, batch_of};
 use crate::error::SessionError;
 use crate::kernels::Kernels;
 pub use crate::kv_cache::CacheType;
@@ -36,7 +36,7 @@ impl Session {
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Self, SessionError> {
         let of_sequence = SequenceOptions { context: options.context, cache_type: options.cache_type };
         let sequence = Sequence::new(model, &of_sequence)?;
-        let max_batch = Some(MAX_BATCH.min(sequence.context()));
+        let max_batch = Some(batch_of(model.spec(), sequence.context()));
         Ok(Self { engine: Engine::new(model, &EngineOptions { threads: options.threads, max_batch })?, sequence })
     }
 
@@ -103,6 +103,19 @@ impl Session {
     /// What it is made of, for a program that goes on with more texts.
     pub fn into_parts(self) -> (Engine, Sequence) {
         (self.engine, self.sequence)
+    }
+
+    /// Lets the encoder read `ids`, and begins a text about them, as [`Engine::encode`] does.
+    ///
+    /// # Errors
+    /// As [`Engine::encode`].
+    pub fn encode(&mut self, ids: &[u32]) -> Result<(), SessionError> {
+        self.engine.encode(&mut self.sequence, ids)
+    }
+
+    /// Tokens of the longest text that an encoder reads.
+    pub fn max_encoded(&self) -> usize {
+        self.engine.max_batch()
     }
 
     /// Runs `ids` through the model and returns the logits `[vocab_size]` after the last of them.

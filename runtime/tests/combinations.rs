@@ -14,7 +14,7 @@ use tidbit_runtime::kv_cache::CacheType;
 use tidbit_runtime::model::Model;
 use tidbit_runtime::sequence::{Sequence, SequenceOptions};
 use tidbit_runtime::spec::{
-    Activation, Alibi, Experts, FeatureMap, Head, Norm, NormKind, Pairs, Place, Position, QkNorm, QkNormOver,
+    Activation, Alibi, Encoder, Experts, FeatureMap, Head, Norm, NormKind, Pairs, Place, Position, QkNorm, QkNormOver,
     RelativeBias, Residual, Rotary, RotaryScaling, Scales, Sinusoidal, Sparse, SparsePattern, Spec, Trained, Window,
 };
 
@@ -170,6 +170,7 @@ const PARTS: &[(&str, &[Kind])] = &[
             ("none", |s| s.head = Head::None),
         ],
     ),
+    ("encoder", &[("none", |_| ()), ("there", |s| s.encoder = Some(Encoder { n_layers: 1, start_id: 3 }))]),
 ];
 
 /// Two kinds that make no sense together, and what is said of them.
@@ -215,6 +216,30 @@ const CONFLICTS: &[([(&str, &[&str]); 2], &str)] = &[
         [("attention", &["linear"]), ("scores", &["capped", "sinks", "capped with sinks", "by layer"])],
         "linear attention with",
     ),
+    (
+        [("encoder", &["there"]), ("residual", &["parallel", "parallel, one norm, scaled", "from the norm"])],
+        "an encoder with a residual that is not sequential",
+    ),
+    (
+        [("encoder", &["there"]), ("attention", &["window", "windows", "strided", "fixed in a layer", "linear"])],
+        "an encoder with",
+    ),
+    (
+        [("encoder", &["there"]), ("attention", &["windows of other rotary"])],
+        "a window with `rotary`, other layers have none",
+    ),
+    ([("encoder", &["there"]), ("attention", &["bidirectional"])], "attention that is not causal, with a head"),
+    ([("encoder", &["there"]), ("position", &["ALiBi"])], "an encoder with ALiBi"),
+    ([("encoder", &["there"]), ("scores", &["sinks", "capped with sinks"])], "an encoder with sinks"),
+    (
+        [
+            ("encoder", &["there"]),
+            ("queries and keys", &["clipped", "RMSNorm", "LayerNorm of its gain", "over all heads"]),
+        ],
+        "an encoder with",
+    ),
+    ([("encoder", &["there"]), ("network", &["experts", "shared expert"])], "an encoder with experts"),
+    ([("encoder", &["there"]), ("head", &["none"])], "an encoder with a decoder without a head"),
 ];
 
 fn sparse(pattern: SparsePattern, layers: Option<Vec<usize>>) -> Sparse {
@@ -310,6 +335,9 @@ fn run(model: &Model, pieces: &[&[u32]]) -> Vec<Vec<f32>> {
     let mut engine = Engine::new(model, &EngineOptions { threads: Some(1), max_batch: None }).unwrap();
     let options = SequenceOptions { context: None, cache_type: Some(CacheType::F32) };
     let mut sequence = Sequence::new(model, &options).unwrap();
+    if model.encoder().is_some() {
+        engine.encode(&mut sequence, &read(pieces.iter().map(|ids| ids.len()).sum())).unwrap();
+    }
     let mut rows = Vec::new();
     for ids in pieces {
         if model.spec().head == Head::None {
@@ -326,7 +354,10 @@ fn run(model: &Model, pieces: &[&[u32]]) -> Vec<Vec<f32>> {
 fn differences(spec: &Spec, seed: u64, ids: &[u32]) -> Vec<f64> {
     let weights = models::weights(spec, seed);
     let model = models::model_of(spec, &weights);
-    let expected = reference::forward(spec, &weights, ids);
+    let expected = match spec.encoder {
+        Some(_) => reference::forward_about(spec, &weights, &read(ids.len()), ids),
+        None => reference::forward(spec, &weights, ids),
+    };
     let tokens: Vec<&[u32]> = ids.chunks(1).collect();
     let texts: &[&[&[u32]]] = if spec.attention.causal { &[&[ids], &tokens] } else { &[&[ids]] };
     let difference = |pieces: &&[&[u32]]| {
@@ -338,6 +369,11 @@ fn differences(spec: &Spec, seed: u64, ids: &[u32]) -> Vec<f64> {
             .fold(0.0, |a, b| if a < b || b.is_nan() { b } else { a })
     };
     texts.iter().map(difference).collect()
+}
+
+/// What an encoder reads for a text of `n` tokens: a longer one.
+fn read(n: usize) -> Vec<u32> {
+    text(n + 16).into_iter().rev().collect()
 }
 
 fn text(n: usize) -> Vec<u32> {
@@ -408,6 +444,9 @@ fn long_texts_are_what_the_reference_makes_of_them() {
     }
     for kind in 0..PARTS[attention].1.len() {
         cases.push([(attention, kind), (scores, 3), (position, 4)]);
+    }
+    for kind in [1, 4, 8] {
+        cases.push([(part("encoder"), 1), (position, kind), (attention, 0)]);
     }
     for (seed, case) in cases.into_iter().enumerate() {
         let mut choice = vec![0; PARTS.len()];

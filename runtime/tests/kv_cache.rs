@@ -52,7 +52,12 @@ impl Device {
         let mut tokens = Vec::new();
         for (cache, first, ids) in texts {
             cache.reserve(*first..*first + ids.len()).unwrap();
-            parts.push(Part { cache: &mut **cache, positions: *first..*first + ids.len(), row: tokens.len() });
+            parts.push(Part {
+                cache: &mut **cache,
+                positions: *first..*first + ids.len(),
+                row: tokens.len(),
+                memory: None,
+            });
             tokens.extend_from_slice(ids);
         }
         let mut found = vec![Vec::new(); parts.len()];
@@ -67,7 +72,14 @@ impl Device {
             kv_cache::store((self.kernels, &mut self.pool), layer, &mut parts, (kv, stride));
             let scoring = |_| Scoring::scaled(0.3);
             let heads = (a.n_heads, a.n_kv_heads);
-            ops::attention((self.kernels, &mut self.pool), (&parts, layer, true), heads, &scoring, &qkv, &mut out);
+            ops::attention(
+                (self.kernels, &mut self.pool),
+                (&parts, layer, ops::Sees::Before),
+                heads,
+                &scoring,
+                &qkv,
+                &mut out,
+            );
             for (part, found) in parts.iter().zip(&mut found) {
                 for t in part.row..part.row + part.positions.len() {
                     found.extend(out.row(t).iter().map(|v| v.to_bits()));

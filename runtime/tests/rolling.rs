@@ -59,7 +59,7 @@ impl Whole {
         for ids in ids.chunks(128) {
             let all = self.position..self.position + ids.len();
             let positions: Vec<usize> = all.clone().collect();
-            let mut parts = [Part { cache: &mut self.cache, positions: all.clone(), row: 0 }];
+            let mut parts = [Part { cache: &mut self.cache, positions: all.clone(), row: 0, memory: None }];
             let batch = Batch { ids, positions: &positions, parts: &mut parts };
             forward::forward(&mut self.backend, &self.model, &mut self.acts, batch, &AtomicBool::new(false)).unwrap();
             (self.position, rows) = (all.end, ids.len());

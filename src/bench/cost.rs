@@ -20,7 +20,9 @@ impl Cost {
             // Single rows of the embeddings are read, unless the embedding is the head too.
             let head = name == "head.weight" || (name == "embed.tokens" && spec.head == Head::Tied);
             let rows = name == "embed.tokens" || name == "embed.positions";
-            let read = head || (!rows && stored != Stored::Bytes);
+            // What an encoder reads is read once, and made into keys and values for the decoder once.
+            let before = name.starts_with("encoder.") || name.contains(".cross.kv.");
+            let read = head || (!rows && !before && stored != Stored::Bytes);
             if !read || expert(name).is_some_and(|expert| expert >= used) {
                 continue;
             }
@@ -61,5 +63,23 @@ mod tests {
         };
         assert_eq!(cost(""), expected);
         assert_eq!(cost(", head_type: untied"), expected, "the table is not read as a whole");
+    }
+
+    #[test]
+    fn a_token_reads_nothing_of_an_encoder() {
+        let cost = |more: &str| {
+            let yaml = format!(
+                "{{vocab_size: 64, context_length: 8, n_layers: 2, d_model: 32, n_heads: 2, pos_type: none, \
+                 norm_type: rmsnorm, activation: silu{more}}}"
+            );
+            let spec = spec_from_yaml("m.yaml", &yaml).unwrap();
+            let plan = Plan::of_spec(&spec, QuantType::F32).unwrap();
+            Cost::of(&spec, plan.tensors.iter().map(|t| (&*t.name, t.stored, &*t.shape, t.bytes)))
+        };
+        let (alone, with) = (cost(""), cost(", encoder_layers: 5"));
+        // A norm, queries and the output of the look at its text, in each layer.
+        assert_eq!(with.block_macs - alone.block_macs, 2 * 2 * 32 * 32);
+        assert_eq!(with.matrix_bytes - alone.matrix_bytes, 4 * 2 * (2 * 32 * 32 + 32));
+        assert_eq!(with.head_macs, alone.head_macs);
     }
 }

@@ -131,12 +131,14 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let mut records = Vec::new();
     if let Some(path) = &args.model {
         let model = Model::open(path)?;
+        plan::check_continues(&path.display().to_string(), model.spec())?;
         let lengths = plan.lengths(&path.display().to_string(), model.spec().context_length)?;
         plan::check_cache(&model, args.cache.cache_type, &lengths)?;
         drop(model);
         measure_model(path, &plan, &lengths, args.format, &mut records)?;
     } else if let Some(shape) = &args.shape {
         let spec = shapes::spec(shape)?;
+        plan::check_continues(shape, &spec)?;
         let lengths = plan.lengths(shape, spec.context_length)?;
         // All of them before the first is written.
         for &quant in &plan.quants {

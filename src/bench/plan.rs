@@ -5,7 +5,7 @@ use crate::access::Choice;
 use crate::failure::{Hint, Usage};
 use crate::memory;
 use crate::output::note;
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use indicatif::DecimalBytes;
 use tidbit_convert::Plan as FilePlan;
 use tidbit_runtime::error::SessionError;
@@ -103,6 +103,14 @@ impl<'a> Plan<'a> {
         };
         Ok(lengths)
     }
+}
+
+/// Refuses an encoder-decoder: what a prompt is, and what a token reads, differ from what is reported here.
+pub(super) fn check_continues(name: &str, spec: &Spec) -> Result<()> {
+    if spec.encoder.is_none() {
+        return Ok(());
+    }
+    Err(anyhow!("{name}: a model with an encoder is not measured yet, expected one that goes on with a text"))
 }
 
 /// Checks that the cache for a model fits the memory. The file need not: it is mapped.

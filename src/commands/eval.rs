@@ -33,6 +33,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     };
     for model in [Some(&model), reference.as_ref()].into_iter().flatten() {
         prompt::check_writes(model)?;
+        prompt::check_continues(model)?;
     }
     let calibration = model.file().provenance().calibration.as_deref().unwrap_or_default();
     if calibration.contains(&sha256_hex(text.as_bytes())) {

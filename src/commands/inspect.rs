@@ -207,6 +207,13 @@ fn describe(spec: &Spec, cache_type: CacheType) -> String {
         let shared = if e.shared_dim.is_some() { " and a shared one" } else { "" };
         format!("; {} of {} experts of {}{shared}{}", e.used, e.count, e.ffn_dim, some(&e.layers))
     });
+    let encoder = spec.encoder.as_ref().map_or_else(String::new, |e| {
+        format!(
+            "encoder       {} layers of the same, for the whole text; the decoder begins with token {}\n",
+            e.n_layers, e.start_id
+        )
+    });
+    let read = if spec.encoder.is_some() { ", as much again for what the encoder read" } else { "" };
     let kv = bytes_per_token(spec, cache_type) as u64;
     // What a window does not hold is not counted; a cache that keeps nothing of a token has a size nevertheless.
     let held = bytes_of(spec, cache_type, spec.context_length) as u64;
@@ -217,8 +224,8 @@ attention     {} heads ({} key-value) of {}{}{window}
 mlp           {} wide, {}{}{experts}
 norm          {norm}, eps {:e}; {residual} residual
 positions     {position}
-vocabulary    {} tokens, head {head}
-context       {} tokens, {} cache {kv} bytes a token ({} when full)
+{encoder}vocabulary    {} tokens, head {head}
+context       {} tokens, {} cache {kv} bytes a token ({} when full{read})
 {pooling}parameters    {} ({} without embedding and head)
 ",
         spec.family,

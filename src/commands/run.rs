@@ -41,6 +41,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let n_tokens = if loops { usize::MAX } else { args.n_tokens };
     let model = access::open(&path, args.access.access, n_tokens)?;
     prompt::check_writes(&model)?;
+    if args.chat {
+        prompt::check_continues(&model)?;
+    }
     if args.mlock {
         memory::lock(model.file())?;
     }
@@ -61,7 +64,8 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let mut steps = steps(args, &session)?;
     let loaded = started.elapsed();
     let limits = Limits { n_tokens: args.n_tokens, stop: &args.stop, ends: &ends };
-    let mut generator = Generator { session: &mut session, tokenizer, sampler: &mut sampler, steps: &mut steps };
+    let mut generator =
+        Generator { session: &mut session, about: None, tokenizer, sampler: &mut sampler, steps: &mut steps };
 
     let Some(source) = source else {
         let Some(tokenizer) = tokenizer else { return Err(prompt::no_tokenizer(&path)) };
@@ -72,8 +76,8 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
         });
     };
 
-    let context = generator.session.context();
-    let mut history = match (&source, &mut chat) {
+    let context = generator.longest_prompt();
+    let prompt = match (&source, &mut chat) {
         (Source::Text(text), Some(chat)) => {
             let ids = chat.ask(text)?;
             prompt::check_length(&ids, &model, context)?;
@@ -81,9 +85,10 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
         }
         _ => prompt::tokens(&source, &model, tokenizer, context)?,
     };
-    let n_prompt = history.len();
+    let mut history = generator.begin(prompt.clone());
     let streams = !args.json;
-    if streams && !args.no_echo && chat.is_none() {
+    // Only a text that is gone on with is part of the result.
+    if streams && !args.no_echo && chat.is_none() && model.encoder().is_none() {
         match &source {
             Source::Text(text) => print(text)?,
             Source::Ids(ids) => print(&tokenizer.map_or_else(|| join(ids), |t| t.decode(ids)))?,
@@ -92,7 +97,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let done = generate(&mut generator, &mut history, &limits, streams)?;
     let timing = Timing { loaded, first_token: done.first_token.map(|at| at - started) };
     if args.json {
-        print_json(&report_json(&source, &history[..n_prompt], &generator, &done, &timing))?;
+        print_json(&report_json(&source, &prompt, &generator, &done, &timing))?;
     } else if !done.text.ends_with('\n') {
         print("\n")?;
     }

@@ -382,7 +382,7 @@ def t5(c, W, ids, stack, memory=None):
     act = ACT["gelu_new" if c["feed_forward_proj"] == "gated-gelu" else name[-1]]
     heads = lambda y: y.reshape(len(y), H, d)
     table = g("block.0.layer.0.SelfAttention.relative_attention_bias")
-    which = [[bucket(u - t, c["relative_attention_num_buckets"], c["relative_attention_max_distance"], not dec) for u in range(T)] for t in range(T)]
+    which = [[bucket(u - t, c["relative_attention_num_buckets"], c.get("relative_attention_max_distance", 128), not dec) for u in range(T)] for t in range(T)]
     bias = table[np.array(which)].transpose(2, 0, 1)
     x = W.find("shared.weight")[ids]
     for i in range((c.get("num_decoder_layers") if dec else None) or c["num_layers"]):
@@ -405,7 +405,7 @@ def outputs(folder):
     """Pairs of what is computed here and what is expected."""
     c, W = json.loads((folder / "config.json").read_text()), Weights(folder / "model.safetensors")
     E = {k: v.numpy() for k, v in load_file(folder / "expected.safetensors").items()}
-    if c["model_type"] == "t5":
+    if c["model_type"] in ("t5", "mt5"):
         for s in ("", "_5"):
             memory = t5(c, W, E["encoder_ids" + s], "encoder")
             yield memory, E["encoder_hidden" + s]

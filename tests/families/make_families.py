@@ -144,6 +144,9 @@ T5 = dict(model_type="t5", architectures=["T5ForConditionalGeneration"], vocab_s
           relative_attention_max_distance=24, dropout_rate=0.0, feed_forward_proj="relu", layer_norm_epsilon=2e-3,
           is_encoder_decoder=True, decoder_start_token_id=0, eos_token_id=1, pad_token_id=0, n_positions=64,
           initializer_factor=1.0, output_past=True)
+MT5 = dict({k: v for k, v in T5.items() if k not in ("n_positions", "relative_attention_max_distance")}, model_type="mt5",
+           architectures=["MT5ForConditionalGeneration"], feed_forward_proj="gated-gelu", num_decoder_layers=None,
+           tie_word_embeddings=False, tokenizer_class="T5Tokenizer", relative_attention_num_buckets=32)
 
 
 class Case:
@@ -318,6 +321,7 @@ CASES = {
     "t5": Case(T5, d_ff=28, names=t5_three_embeddings),
     "flan-t5": Case(T5, num_layers=2, num_decoder_layers=1, feed_forward_proj="gated-gelu", d_ff=36,
                     tie_word_embeddings=False, dtype="bfloat16", names=own_head, own_head=True),
+    "mt5": Case(MT5, names=own_head, own_head=True, d_ff=40, num_heads=2, d_kv=12, num_layers=1),
     "t5-tied-gated": Case(T5, feed_forward_proj="gated-silu", d_ff=28, num_layers=1, num_decoder_layers=2, num_heads=2),
 }
 
@@ -387,7 +391,7 @@ MATTERS = {
     "bert": [dict(layer_norm_eps=1e-5), dict(hidden_act="relu")],
     "roberta": [dict(pad_token_id=0)],
     "t5": [dict(relative_attention_max_distance=12), dict(layer_norm_epsilon=1e-5), dict(feed_forward_proj="gelu"),
-           dict(tie_word_embeddings=False)],
+           dict(tie_word_embeddings=False), dict(scale_decoder_outputs=False)],
     "flan-t5": [dict(feed_forward_proj="gated-relu"), dict(tie_word_embeddings=True)],
 }
 IGNORED = {
@@ -413,7 +417,8 @@ IGNORED = {
     "gemma-3": [dict(attn_logit_softcapping=1.0), dict(hidden_act="relu"), dict(rope_theta=DROP, rope_local_base_freq=DROP)],
     "olmo-1": [dict(rms_norm_eps=1e-5), dict(layer_norm_eps=1e-5)],
     "bert": [dict(position_embedding_type="relative_key")],
-    "t5": [dict(n_positions=8), dict(tie_word_embeddings=True)],
+    "t5": [dict(n_positions=8), dict(tie_word_embeddings=True), dict(scale_decoder_outputs=True)],
+    "mt5": [dict(tie_word_embeddings=True)],
 }
 
 # ---------------------------------------------------------------- weights
@@ -430,7 +435,7 @@ def randomise(model, gen):
             p.data = noise * 0.3 + (1.0 if name.endswith("weight") and not plus_one else 0.0)
         elif "relative_attention_bias" in name:
             p.data = noise
-        elif kind == "t5" and "shared" in name:
+        elif kind in ("t5", "mt5") and "shared" in name:
             p.data = noise
         elif re.search(r"wpe|embed_positions|position_embeddings|token_type", name):
             p.data = noise * 0.5
@@ -439,7 +444,7 @@ def randomise(model, gen):
         else:
             conv1d = kind == "gpt2"  # stored [in, out]
             std = 1.8 / p.shape[0 if conv1d else -1] ** 0.5
-            if kind in ("gpt_neo", "t5") and re.search(r"q_proj|\.q\.", name):
+            if kind in ("gpt_neo", "t5", "mt5") and re.search(r"q_proj|\.q\.", name):
                 std /= head_dim ** 0.5  # their scores are not divided
             p.data = noise * std
 

@@ -142,7 +142,7 @@ impl<'a> Calibrator<'a> {
     fn run(&mut self, (layer, i): (&Layer, usize), keep: bool) -> Result<(), ConvertError> {
         let window = self.positions.len();
         self.each_window(|this, state| {
-            let mut parts = [Part { cache: &mut this.cache, positions: 0..window, row: 0 }];
+            let mut parts = [Part { cache: &mut this.cache, positions: 0..window, row: 0, memory: None }];
             let spec = this.model.spec();
             forward::block(&mut this.backend, (spec, layer, i), &mut this.acts, &this.positions, &mut parts);
             if keep {

@@ -130,7 +130,7 @@ fn measure_now(
 impl Probe<'_> {
     fn block(&mut self, layer: &Layer, i: usize) {
         let n = self.positions.len();
-        let mut parts = [Part { cache: &mut self.cache, positions: 0..n, row: 0 }];
+        let mut parts = [Part { cache: &mut self.cache, positions: 0..n, row: 0, memory: None }];
         forward::block(&mut self.backend, (self.model.spec(), layer, i), &mut self.acts, &self.positions, &mut parts);
     }
 

@@ -126,6 +126,12 @@ impl Backend for Tapped {
     ) {
         self.cpu.attend(spec, scores, parts, layer, qkv, out);
     }
+    fn remember(&mut self, memory: &mut KvCache, layer: usize, kv: &Buffer, n_tokens: usize) {
+        self.cpu.remember(memory, layer, kv, n_tokens);
+    }
+    fn attend_memory(&mut self, spec: &Spec, parts: &[Part<'_>], layer: usize, queries: &Buffer, out: &mut Buffer) {
+        self.cpu.attend_memory(spec, parts, layer, queries, out);
+    }
     fn attend_linearly(
         &mut self,
         of: (&Spec, FeatureMap),

@@ -34,6 +34,8 @@ pub(super) enum Heads {
     Plain,
     /// The width of plain ones; the family reads how many.
     Divided,
+    /// As many as query heads, of a width in this field, or of this one.
+    OfWidth(&'static str, usize),
     /// `num_key_value_heads` and `head_dim`. The defaults are those of an absent field, null stands for plain heads.
     Grouped { kv: Option<usize>, dim: Option<usize> },
 }
@@ -107,6 +109,7 @@ pub(super) fn start(config: &Config, fields: &Fields) -> Result<Spec, ConvertErr
         logits: Logits::default(),
         pooling: Pooling::default(),
         eos_ids: config.token_ids("eos_token_id", fields.eos, vocab_size)?,
+        encoder: None,
     })
 }
 
@@ -131,6 +134,10 @@ fn heads(config: &Config, fields: &Fields, d_model: usize, n_heads: usize) -> Re
             config.expect_size(&[KV, "n_kv_heads", "num_kv_heads"], n_heads, "as many as query heads")?;
             config.expect_size(&[DIM], dim, "width divided by heads")?;
             Ok((n_heads, dim))
+        }
+        Heads::OfWidth(name, default) => {
+            config.expect_size(&[KV], n_heads, "as many as query heads")?;
+            Ok((n_heads, config.size(&[name])?.unwrap_or(default)))
         }
         Heads::Divided => {
             let dim = divided()?;

@@ -32,6 +32,7 @@ mod roberta;
 mod rotary;
 pub(crate) mod spec_file;
 mod stablelm;
+mod t5;
 mod window;
 
 use crate::checkpoint::read_small;
@@ -67,6 +68,8 @@ static FAMILIES: &[&Family] = &[
     &stablelm::FAMILY,
     &bert::FAMILY,
     &roberta::FAMILY,
+    &t5::T5,
+    &t5::MT5,
 ];
 
 /// One family of checkpoints.
@@ -111,7 +114,9 @@ pub(crate) enum Order {
     Grouped,
     /// Three tensors: queries, keys, values.
     QueryKeyValue,
-    /// The same, where the two dimensions of a head that turn together are neighbours in queries and keys. Ours are half
+    /// Two tensors: keys, values.
+    KeyValue,
+    /// Those of queries, keys and values, where the two dimensions of a head that turn together are neighbours in queries and keys. Ours are half
     /// a head apart.
     PairsKeyValue,
     /// A tensor for each head, whose number stands for `{h}`.

@@ -238,6 +238,35 @@ fn configs_that_ask_for_something_else_are_refused() {
             json!({"attn_config": {"attn_type": "multiquery_attention"}}),
             "`attn_config.attn_type` is \"multiquery_attention\"",
         ),
+        // T5.
+        (
+            "t5",
+            json!({"feed_forward_proj": "gated-tanh"}),
+            "`feed_forward_proj` is \"gated-tanh\", expected one of: relu",
+        ),
+        ("t5", json!({"is_encoder_decoder": false}), "`is_encoder_decoder` is false, expected true"),
+        ("t5", json!({"tie_encoder_decoder": true}), "`tie_encoder_decoder` is true, expected false"),
+        ("t5", json!({"decoder_start_token_id": 71}), "`decoder_start_token_id` is 71, expected less than"),
+        ("t5", json!({"decoder_start_token_id": [0, 1]}), "`decoder_start_token_id` is [0,1], expected one token id"),
+        ("t5", json!({"decoder_start_token_id": null}), "`decoder_start_token_id` is null, expected one token id"),
+        ("t5", json!({"num_decoder_layers": 20000}), "`num_decoder_layers` is 20000, expected at most 16384"),
+        ("t5", json!({"num_layers": 20000}), "20000 layers, expected at most 16384"),
+        ("t5", json!({"num_layers": "REMOVE"}), "`num_layers` missing"),
+        (
+            "t5",
+            json!({"relative_attention_num_buckets": 6}),
+            "the encoder: relative `buckets` is 6, expected a multiple of 4",
+        ),
+        ("t5", json!({"relative_attention_max_distance": 8}), "relative `max_distance` is 8, expected more than 8"),
+        ("t5", json!({"n_positions": 70000}), "the encoder: `context_length` 70000 of a text that is read at once"),
+        ("t5", json!({"d_kv": 600}), "`head_dim` is 600, at most 512"),
+        (
+            "t5",
+            json!({"architectures": ["T5EncoderModel"]}),
+            "`architectures` is [\"T5EncoderModel\"], expected one of: T5",
+        ),
+        ("mt5", json!({"scale_decoder_outputs": true}), "`scale_decoder_outputs` is true, expected false"),
+        ("t5", json!({"num_key_value_heads": 1}), "`num_key_value_heads` is 1, expected 3"),
         ("mpt", json!({"attn_config": {"softmax_scale": 0}}), "`attn_config.softmax_scale` is 0"),
     ] {
         let message = match spec_from_json("config.json", &changed(fixture, &change)) {
@@ -327,6 +356,28 @@ fn every_field_is_honoured() {
         ("olmo-1", json!({"rms_norm_eps": 0.1, "layer_norm_eps": 0.1}), |s| s.norm.eps == 1e-5),
         ("stablelm-2", json!({"use_parallel_residual": true}), |s| s.residual == Residual::ParallelOneNorm),
         ("stablelm-2", json!({"partial_rotary_factor": "REMOVE"}), |s| rotary(s).dims == 4),
+        ("t5", json!({"num_decoder_layers": null}), |s| s.n_layers == 2),
+        ("t5", json!({"num_decoder_layers": 5, "d_kv": "REMOVE"}), |s| (s.n_layers, heads(s)) == (5, [3, 3, 64])),
+        ("t5", json!({"n_positions": "REMOVE", "layer_norm_epsilon": "REMOVE", "eos_token_id": "REMOVE"}), |s| {
+            (s.context_length, s.norm.eps, s.eos_ids.as_slice()) == (512, 1e-6, &[1])
+        }),
+        ("t5", json!({"relative_attention_num_buckets": "REMOVE", "relative_attention_max_distance": "REMOVE"}), |s| {
+            s.position == Position::RelativeBias(RelativeBias { buckets: 32, max_distance: 128 })
+        }),
+        ("t5", json!({"tie_word_embeddings": false}), |s| (s.head, s.logits.scale) == (Head::Untied, 1.0)),
+        ("t5", json!({"scale_decoder_outputs": false}), |s| (s.head, s.logits.scale) == (Head::Tied, 1.0)),
+        ("flan-t5", json!({"scale_decoder_outputs": true}), |s| {
+            (s.head, s.logits.scale) == (Head::Untied, scale(32.0))
+        }),
+        ("mt5", json!({"tie_word_embeddings": true}), |s| (s.head, s.logits.scale) == (Head::Tied, 1.0)),
+        ("t5", json!({"decoder_start_token_id": 4}), |s| s.encoder == Some(Encoder { n_layers: 2, start_id: 4 })),
+        ("t5", json!({"decoder_start_token_id": "REMOVE"}), |s| s.encoder.as_ref().unwrap().start_id == 0),
+        ("t5", json!({"feed_forward_proj": "REMOVE", "dense_act_fn": "silu"}), |s| {
+            (s.mlp.gated, s.mlp.activation) == (false, Activation::Relu)
+        }),
+        // Not the same GELU.
+        ("t5", json!({"feed_forward_proj": "gelu"}), |s| s.mlp.activation == Activation::GeluErf),
+        ("t5", json!({"feed_forward_proj": "gated-gelu"}), |s| s.mlp.activation == Activation::GeluTanh && s.mlp.gated),
     ];
     for (fixture, change, check) in cases {
         let spec = spec(fixture, change);

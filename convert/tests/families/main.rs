@@ -12,8 +12,8 @@ use tidbit_convert::spec_from_json;
 use tidbit_runtime::format::ModelFile;
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::spec::{
-    Activation, Alibi, Head, NormKind, Pairs, Place, Pooling, PoolingKind, Position, QkNormOver, Residual, Rotary,
-    RotaryScaling, Spec, Trained,
+    Activation, Alibi, Encoder, Head, NormKind, Pairs, Place, Pooling, PoolingKind, Position, QkNormOver, RelativeBias,
+    Residual, Rotary, RotaryScaling, Spec, Trained,
 };
 
 fn folder(fixture: &str) -> PathBuf {
@@ -230,6 +230,22 @@ const MODELS: &[(&str, Check)] = &[
     }),
     ("minilm", |s| is_encoder(s) && (s.norm.eps, s.mlp.activation) == (1e-12, Activation::GeluTanh)),
     ("roberta", |s| is_encoder(s) && s.context_length == 64 && s.eos_ids.is_empty()),
+    ("t5", |s| {
+        is_t5(s, [2, 2], [32, 3, 8]) && (s.mlp.gated, s.mlp.activation, s.head) == (false, Activation::Relu, Head::Tied)
+    }),
+    ("mt5", |s| {
+        let position = Position::RelativeBias(RelativeBias { buckets: 32, max_distance: 128 });
+        s.encoder == Some(Encoder { n_layers: 1, start_id: 0 })
+            && (s.n_layers, s.context_length, heads(s), s.head) == (1, 512, [2, 2, 12], Head::Untied)
+            && (s.mlp.gated, s.mlp.activation, s.position == position) == (true, Activation::GeluTanh, true)
+    }),
+    ("t5-tied-gated", |s| {
+        is_t5(s, [1, 2], [32, 2, 8]) && (s.mlp.gated, s.mlp.activation, s.head) == (true, Activation::Silu, Head::Tied)
+    }),
+    ("flan-t5", |s| {
+        let network = (s.mlp.gated, s.mlp.activation, s.mlp.ffn_dim);
+        is_t5(s, [2, 1], [32, 3, 8]) && network == (true, Activation::GeluTanh, 36) && s.head == Head::Untied
+    }),
     ("qwen3-moe", |s| experts(s, [5, 3], true, Some(&[1])) && s.attention.qk_norm.is_some()),
 ];
 
@@ -239,17 +255,21 @@ fn is_encoder(s: &Spec) -> bool {
         && s.pooling == Pooling::default()
 }
 
+/// Layers of the encoder and of the decoder; the width, and the heads and theirs.
+fn is_t5(s: &Spec, layers: [usize; 2], sizes: [usize; 3]) -> bool {
+    let a = &s.attention;
+    let scale = if s.head == Head::Tied { scale(32.0) } else { 1.0 };
+    s.encoder == Some(Encoder { n_layers: layers[0], start_id: 0 })
+        && (s.n_layers, [s.d_model, a.n_heads, a.head_dim]) == (layers[1], sizes)
+        && s.position == Position::RelativeBias(RelativeBias { buckets: 16, max_distance: 24 })
+        && (s.norm.kind, s.norm.eps, a.scale, s.logits.scale) == (NormKind::RmsNorm, 2e-3, 1.0, scale)
+        && (s.context_length, s.eos_ids.as_slice(), biases(s)) == (64, &[1][..], NONE)
+}
+
 fn experts(spec: &Spec, counts: [usize; 2], renormalized: bool, layers: Option<&[usize]>) -> bool {
     let e = spec.mlp.experts.as_ref().unwrap();
     ([e.count, e.used], e.renormalized, e.layers.as_deref()) == (counts, renormalized, layers)
 }
-
-/// What is not supported, and what names it.
-const REFUSED: &[(&str, &str)] = &[
-    ("t5", "T5ForConditionalGeneration"),
-    ("t5-tied-gated", "T5ForConditionalGeneration"),
-    ("flan-t5", "T5ForConditionalGeneration"),
-];
 
 #[test]
 fn every_model_converts() {
@@ -271,7 +291,7 @@ fn every_fixture_is_listed() {
         .filter(|p| p.join("config.json").exists())
         .map(|p| p.file_name().unwrap().to_string_lossy().into_owned())
         .collect();
-    let mut listed: Vec<_> = MODELS.iter().map(|f| f.0).chain(REFUSED.iter().map(|f| f.0)).collect();
+    let mut listed: Vec<_> = MODELS.iter().map(|f| f.0).collect();
     all.sort();
     listed.sort_unstable();
     assert_eq!(listed, all);
@@ -279,10 +299,10 @@ fn every_fixture_is_listed() {
 
 #[test]
 fn other_architectures_are_refused_by_name() {
-    for (fixture, name) in REFUSED {
-        let message = failure(&folder(fixture));
-        assert!(message.contains(name) && message.contains("is not supported, expected one of: gpt2, "), "{message}");
-    }
+    let config = r#"{"model_type": "umt5", "architectures": ["UMT5ForConditionalGeneration"]}"#;
+    let message = tidbit_convert::spec_from_json("config.json", config).unwrap_err().to_string();
+    let parts = ["UMT5ForConditionalGeneration", "is not supported, expected one of: gpt2, "];
+    assert!(parts.iter().all(|part| message.contains(part)), "{message}");
 }
 
 /// The source's tensors of a fixture.
@@ -312,6 +332,45 @@ fn queries_keys_and_values_are_joined() {
             }
         }
     }
+}
+
+#[test]
+fn keys_and_values_of_the_encoders_text_are_joined() {
+    let (source, file) = (source("t5"), open("t5"));
+    let theirs = |part: &str| format!("decoder.block.1.layer.1.EncDecAttention.{part}.weight");
+    assert_eq!(values(&file, "layers.1.cross.kv.weight"), joined(&source, &[theirs("k"), theirs("v")]));
+    assert_eq!(values(&file, "layers.1.cross.q.weight"), source[&theirs("q")].values());
+    let table = |stack: &str| format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
+    for (ours, stack) in [("encoder.relative_bias", "encoder"), ("relative_bias", "decoder")] {
+        assert_eq!(values(&file, ours), source[&table(stack)].values());
+    }
+}
+
+#[test]
+fn generation_configs_say_where_a_text_begins_and_ends() {
+    let converted_with = |fixture: &str, generation: &Value| {
+        let scratch = tempfile::tempdir().unwrap();
+        for name in ["config.json", "model.safetensors"] {
+            std::fs::copy(folder(fixture).join(name), scratch.path().join(name)).unwrap();
+        }
+        std::fs::write(scratch.path().join("generation_config.json"), generation.to_string()).unwrap();
+        converted(scratch.path(), QuantType::F32).map(|(file, _)| file).map_err(|e| e.to_string())
+    };
+    let start = |file: &ModelFile| file.spec().encoder.as_ref().map(|e| e.start_id);
+    let file = converted_with("t5", &json!({"decoder_start_token_id": 5})).unwrap();
+    assert_eq!((start(&file), &file.spec().eos_ids[..]), (Some(5), &[1][..]));
+    assert!(file.provenance().sources.iter().any(|source| source.name == "generation_config.json"));
+    let file = converted_with("t5", &json!({"eos_token_id": [1, 7]})).unwrap();
+    assert_eq!((start(&file), &file.spec().eos_ids[..]), (Some(0), &[1, 7][..]));
+    for (field, value) in [("decoder_start_token_id", json!(71)), ("eos_token_id", json!([1, 71]))] {
+        let message = converted_with("t5", &json!({ field: value })).unwrap_err();
+        assert!(message.contains(&format!("`{field}` is {value}, expected less than `vocab_size` 71")), "{message}");
+    }
+    let message = converted_with("t5", &json!({"decoder_start_token_id": [0, 1]})).unwrap_err();
+    assert!(message.contains("`decoder_start_token_id` is [0,1], expected one token id"), "{message}");
+    // It means nothing to a decoder alone.
+    let file = converted_with("llama-1", &json!({"decoder_start_token_id": 99_999})).unwrap();
+    assert_eq!(start(&file), None);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::error::SessionError;
 use crate::kernels::{Biases, Kernels, Scoring};
 use crate::kv_cache::{self, KvCache};
 use crate::model::{Linear, NormWeights, ScoreWeights};
-use crate::ops::{self, Buffer, MatmulScratch, Rotation};
+use crate::ops::{self, Buffer, MatmulScratch, Rotation, Sees};
 use crate::quant::Matrix;
 use crate::spec::{Activation, Alibi, FeatureMap, NormKind, Position, QkNormOver, Rotary, Sinusoidal, Spec};
 use crate::threads::Pool;
@@ -236,7 +236,22 @@ impl Backend for Cpu {
             ..all
         };
         let heads = (a.n_heads, a.n_kv_heads);
-        ops::attention((self.kernels, &mut self.pool), (parts, layer, a.causal), heads, &scoring, qkv, out);
+        let sees = if a.causal { Sees::Before } else { Sees::Text };
+        ops::attention((self.kernels, &mut self.pool), (parts, layer, sees), heads, &scoring, qkv, out);
+    }
+
+    fn remember(&mut self, memory: &mut KvCache, layer: usize, kv: &Buffer, n_tokens: usize) {
+        let parts = &mut [Part { cache: memory, positions: 0..n_tokens, row: 0, memory: None }];
+        let rows = (kv.rows(0..n_tokens), kv.stride());
+        kv_cache::store((self.kernels, &mut self.pool), layer, parts, rows);
+    }
+
+    fn attend_memory(&mut self, spec: &Spec, parts: &[Part<'_>], layer: usize, queries: &Buffer, out: &mut Buffer) {
+        let a = &spec.attention;
+        let scoring = Scoring { cap: a.softcap.unwrap_or(0.0), ..Scoring::scaled(a.scale_of(layer)) };
+        let heads = (a.n_heads, a.n_kv_heads);
+        let device = (self.kernels, &mut self.pool);
+        ops::attention(device, (parts, layer, Sees::Memory), heads, &|_| scoring, queries, out);
     }
 
     fn attend_linearly(

@@ -128,7 +128,21 @@ pub trait Backend {
         out: &mut Self::Buffer,
     );
 
-    /// The same of linear attention, whose queries, keys and values lead the rows of `qkv`; the parts' caches take the keys and
+    /// Puts the keys and values of an encoder's `n_tokens`, rows of `kv`, into layer `layer` of a [new cache](Self::cache) for as
+    /// many.
+    fn remember(&mut self, memory: &mut Self::Cache, layer: usize, kv: &Self::Buffer, n_tokens: usize);
+
+    /// `out[t]` becomes the attention of row `t` of `queries` to all that its part [remembers](Self::remember).
+    fn attend_memory(
+        &mut self,
+        spec: &Spec,
+        parts: &[Part<'_, Self::Cache>],
+        layer: usize,
+        queries: &Self::Buffer,
+        out: &mut Self::Buffer,
+    );
+
+    /// [`attend`](Self::attend) of linear attention, whose queries, keys and values lead the rows of `qkv`; the parts' caches take the keys and
     /// values in.
     fn attend_linearly(
         &mut self,

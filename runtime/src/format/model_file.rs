@@ -344,8 +344,9 @@ impl Contents {
     /// Every tensor of the spec is there with its shape, and nothing else but a tokenizer.
     fn check_against_spec(&self) -> Result<(), FormatError> {
         // A hostile spec may claim millions of layers; there are never more than tensors.
-        if self.spec.n_layers > self.tensors.len() {
-            let reason = format!("{} layers cannot be made of {} tensors", self.spec.n_layers, self.tensors.len());
+        let n_layers = self.spec.total_layers();
+        if n_layers > self.tensors.len() {
+            let reason = format!("{n_layers} layers cannot be made of {} tensors", self.tensors.len());
             return Err(FormatError::Header { path: self.path.clone(), reason });
         }
         let declared = self.spec.tensors();

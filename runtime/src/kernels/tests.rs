@@ -346,7 +346,7 @@ fn attend(
     let (q, kv) = operands(head_dim, positions, n, seed);
     let mut pool = Pool::new(1).unwrap();
     let mut cache = KvCache::new(&one_head(head_dim), cache_type, positions).unwrap();
-    let mut parts = [Part { cache: &mut cache, positions: 0..positions, row: 0 }];
+    let mut parts = [Part { cache: &mut cache, positions: 0..positions, row: 0, memory: None }];
     kv_cache::store((kernels, &mut pool), 0, &mut parts, (&kv, 2 * head_dim));
     let head = cache.head(0, 0);
     let mut out = vec![0.0; n * head_dim];
@@ -454,7 +454,7 @@ fn damage_in_a_cache_of_bytes_shows() {
             kv[30 * 2 * head_dim + head_dim + 3] = bad;
             let mut pool = Pool::new(1).unwrap();
             let mut cache = KvCache::new(&one_head(head_dim), cache_type, first + 1).unwrap();
-            let mut parts = [Part { cache: &mut cache, positions: 0..first + 1, row: 0 }];
+            let mut parts = [Part { cache: &mut cache, positions: 0..first + 1, row: 0, memory: None }];
             kv_cache::store((k, &mut pool), 0, &mut parts, (&kv, 2 * head_dim));
             let mut out = vec![0.0; head_dim];
             pool.run_blocks(&mut out, head_dim, 1, head_dim, &|_, _, mut block| {

@@ -12,7 +12,7 @@ mod norm;
 mod rotary;
 mod rows;
 
-pub use attention::attention;
+pub use attention::{Sees, attention};
 pub use embed::{embed, embed_positions, embed_sinusoids};
 pub use linear_attention::linear_attention;
 pub use matmul::{MatmulScratch, matmul};

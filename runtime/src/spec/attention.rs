@@ -174,7 +174,12 @@ impl Attention {
 
     /// Rows of the fused query-key-value projection: all query heads, then keys, then values.
     pub fn qkv_rows(&self) -> usize {
-        (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+        self.n_heads * self.head_dim + self.kv_rows()
+    }
+
+    /// Rows of a fused projection of keys and values: all keys, then all values.
+    pub fn kv_rows(&self) -> usize {
+        2 * self.n_kv_heads * self.head_dim
     }
 
     /// What query-key products of layer `layer` (from 0) are multiplied by.

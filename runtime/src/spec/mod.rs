@@ -11,18 +11,20 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+mod encoder;
 mod position;
 mod tensors;
 mod validate;
 
 pub use attention::{Attention, FeatureMap, QkNorm, QkNormOver, Sparse, SparsePattern, Window};
+pub use encoder::Encoder;
 pub use position::{Alibi, Pairs, Position, RelativeBias, Rotary, RotaryScaling, Sinusoidal};
 pub use tensors::{Role, TensorDecl};
 
 use serde::{Deserialize, Serialize};
 use validate::positive;
 
-/// A transformer of one stack: a decoder, or an encoder.
+/// A transformer: a decoder, an encoder, or a decoder that looks at what an encoder has read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
@@ -66,6 +68,9 @@ pub struct Spec {
     /// The token that ends a text, if the checkpoint names one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub eos_ids: Vec<u32>,
+    /// Another stack, which reads the text that this one writes about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoder: Option<Encoder>,
 }
 
 /// From a token's row to the first block: `project(row) * scale`, positions added, normalized.
@@ -390,6 +395,7 @@ impl Spec {
             // A text that runs at once takes activations for all of it.
             _ if !self.attention.causal => self.context_length,
             Position::Learned => self.context_length,
+            _ if self.encoder.is_some() => validate::MAX_AT_ONCE,
             Position::Sinusoidal(_)
             | Position::Rotary(_)
             | Position::Alibi(_)
@@ -434,6 +440,7 @@ pub(crate) mod tests {
             scales: Scales::default(),
             head: Head::Untied,
             eos_ids: vec![0],
+            encoder: None,
         }
     }
 
@@ -451,7 +458,7 @@ pub(crate) mod tests {
     fn parts_that_are_not_there_are_not_written() {
         let json = serde_json::to_string(&small()).unwrap();
         // Runtimes of before do not know them.
-        for field in ["scales", "sparse", "sinks", "feature_map", "logits", "window"] {
+        for field in ["scales", "sparse", "sinks", "feature_map", "logits", "window", "encoder"] {
             assert!(!json.contains(field), "{field} in {json}");
         }
     }

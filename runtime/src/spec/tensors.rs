@@ -55,20 +55,42 @@ impl Spec {
         if e != d {
             list.add("embed.project.weight", &[d, e], Role::Projection);
         }
+        if let Some(encoder) = self.of_encoder() {
+            encoder.stack("encoder.", &mut list);
+        }
+        self.stack("", &mut list);
+        if e != d && self.head != Head::None {
+            list.add("head.project.weight", &[e, d], Role::Projection);
+        }
+        match self.head {
+            Head::Tied | Head::None => {}
+            Head::Untied => list.add("head.weight", &[self.vocab_size, e], Role::Head),
+        }
+        if self.logits.bias {
+            list.add("head.bias", &[self.vocab_size], Role::Vector);
+        }
+        list.0
+    }
+
+    /// Those of a stack of blocks, from its positions to its last norm, whose names begin with `prefix`.
+    fn stack(&self, prefix: &str, list: &mut List) {
+        let d = self.d_model;
         match self.position {
-            Position::Learned => list.add("embed.positions", &[self.context_length, d], Role::Positions),
+            Position::Learned => {
+                list.add(&format!("{prefix}embed.positions"), &[self.context_length, d], Role::Positions);
+            }
             Position::RelativeBias(ref bias) => {
-                list.add("relative_bias", &[bias.buckets, self.attention.n_heads], Role::Positions);
+                list.add(&format!("{prefix}relative_bias"), &[bias.buckets, self.attention.n_heads], Role::Positions);
             }
             Position::Sinusoidal(_) | Position::Rotary(_) | Position::Alibi(_) | Position::None => {}
         }
         let (kind, trained) = (self.norm.kind, self.norm.trained);
         if self.embedding.norm {
-            list.norm("embed.norm", (kind, d), trained);
+            list.norm(&format!("{prefix}embed.norm"), (kind, d), trained);
         }
         let (a, m, place) = (&self.attention, &self.mlp, self.norm.place);
         for i in 0..self.n_layers {
-            let name = |part: &str| format!("layers.{i}.{part}");
+            let name = |part: &str| format!("{prefix}layers.{i}.{part}");
             if place.before() {
                 list.norm(&name("attn_norm"), (kind, d), trained);
             }
@@ -86,6 +108,17 @@ impl Spec {
             if place.behind() {
                 list.norm(&name("attn_post_norm"), (kind, d), trained);
             }
+            if self.encoder.is_some() {
+                if place.before() {
+                    list.norm(&name("cross_norm"), (kind, d), trained);
+                }
+                list.linear(&name("cross.q"), [a.n_heads * a.head_dim, d], a.qkv_bias);
+                list.linear(&name("cross.kv"), [a.kv_rows(), d], a.qkv_bias);
+                list.linear(&name("cross.out"), [d, a.n_heads * a.head_dim], a.out_bias);
+                if place.behind() {
+                    list.norm(&name("cross_post_norm"), (kind, d), trained);
+                }
+            }
             if place.before() && self.residual != Residual::ParallelOneNorm {
                 list.norm(&name("mlp_norm"), (kind, d), trained);
             }
@@ -99,33 +132,22 @@ impl Spec {
             if let Some(experts) = m.experts_of(i) {
                 list.add(&name("mlp.router.weight"), &[experts.count, d], Role::Router);
                 for e in 0..experts.count {
-                    mlp(&mut list, &format!("mlp.experts.{e}"), experts.ffn_dim);
+                    mlp(list, &format!("mlp.experts.{e}"), experts.ffn_dim);
                 }
                 if let Some(dim) = experts.shared_dim {
                     list.add(&name("mlp.shared_router.weight"), &[1, d], Role::Router);
-                    mlp(&mut list, "mlp.shared", dim);
+                    mlp(list, "mlp.shared", dim);
                 }
             } else {
-                mlp(&mut list, "mlp", m.ffn_dim);
+                mlp(list, "mlp", m.ffn_dim);
             }
             if place.behind() {
                 list.norm(&name("mlp_post_norm"), (kind, d), trained);
             }
         }
         if self.final_norm {
-            list.norm("final_norm", (kind, d), trained);
+            list.norm(&format!("{prefix}final_norm"), (kind, d), trained);
         }
-        if e != d && self.head != Head::None {
-            list.add("head.project.weight", &[e, d], Role::Projection);
-        }
-        match self.head {
-            Head::Tied | Head::None => {}
-            Head::Untied => list.add("head.weight", &[self.vocab_size, e], Role::Head),
-        }
-        if self.logits.bias {
-            list.add("head.bias", &[self.vocab_size], Role::Vector);
-        }
-        list.0
     }
 }
 

@@ -6,7 +6,7 @@
 const MAX_EXPERTS: usize = 1 << 17;
 
 /// Positions of a text that is read at once, at most: room for all of them is taken beforehand.
-const MAX_AT_ONCE: usize = 1 << 16;
+pub(super) const MAX_AT_ONCE: usize = 1 << 16;
 
 use super::{Head, Logits, MAX_COUNT, MAX_HEAD_DIM, NormKind, Place, Position, Residual, Spec, Trained};
 
@@ -95,6 +95,7 @@ impl Spec {
         ] {
             value.map_or(Ok(()), |value| positive(name, value))?;
         }
+        self.validate_encoder()?;
         if let Some(id) = self.eos_ids.iter().find(|&&id| id as usize >= self.vocab_size) {
             return Err(format!("end-of-text id {id} is outside the vocabulary of {}", self.vocab_size));
         }
@@ -211,7 +212,8 @@ pub(super) fn in_order(part: &str, layers: Option<&[usize]>, n_layers: usize) ->
 mod tests {
     use super::super::tests::small;
     use super::super::{
-        Experts, FeatureMap, Pairs, QkNorm, QkNormOver, RelativeBias, Rotary, Sinusoidal, Sparse, SparsePattern, Window,
+        Encoder, Experts, FeatureMap, Pairs, QkNorm, QkNormOver, RelativeBias, Rotary, Sinusoidal, Sparse,
+        SparsePattern, Window,
     };
     use super::*;
 
@@ -227,7 +229,20 @@ mod tests {
 
     #[test]
     fn rejects_numbers_that_do_not_fit_together() {
-        let cases: [(&str, Change); 27] = [
+        let cases: [(&str, Change); 32] = [
+            ("encoder `n_layers` is 0, expected 1 to", |s| s.encoder = Some(Encoder { n_layers: 0, start_id: 0 })),
+            ("encoder `start_id` 50 is outside the vocabulary of 50", |s| {
+                s.encoder = Some(Encoder { n_layers: 1, start_id: 50 });
+            }),
+            ("an encoder with a decoder without a head", |s| {
+                (s.encoder, s.head) = (Some(Encoder { n_layers: 1, start_id: 0 }), Head::None);
+            }),
+            ("an encoder with a residual that is not sequential", |s| {
+                (s.encoder, s.residual) = (Some(Encoder { n_layers: 1, start_id: 0 }), Residual::Parallel);
+            }),
+            ("the encoder: `context_length` 65537 of a text that is read at once", |s| {
+                (s.encoder, s.context_length) = (Some(Encoder { n_layers: 1, start_id: 0 }), 65_537);
+            }),
             ("sinusoidal positions of `d_model` 3", |s| {
                 (s.d_model, s.position) = (3, Position::Sinusoidal(Sinusoidal { pairs: Pairs::Halves, offset: 0 }));
             }),

@@ -23,6 +23,9 @@ impl DraftModel {
     /// # Errors
     /// When the two models have not the same tokens, or the session cannot be made.
     pub fn new(draft: &Model, options: &SessionOptions, target: &Model) -> Result<Self, DraftError> {
+        if draft.encoder().is_some() {
+            return Err(DraftError::Encoder { draft: draft.file().path().to_owned() });
+        }
         check_same_tokens(draft, target)?;
         let session = Session::new(draft, options)?;
         // Both read about their whole file for a token.

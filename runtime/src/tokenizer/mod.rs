@@ -164,7 +164,12 @@ impl Tokenizer {
 
     /// A decoder for ids that come one at a time.
     pub fn stream(&self) -> StreamDecoder<'_> {
-        StreamDecoder::new(self)
+        StreamDecoder::new(self, TextStream::default())
+    }
+
+    /// The same for ids that begin a text: the space that the tokenizer sees before every text is left out.
+    pub fn stream_start(&self) -> StreamDecoder<'_> {
+        StreamDecoder::new(self, TextStream::at_start())
     }
 
     /// Appends the bytes that a token stands for: none for an id without a token, and not always whole characters.

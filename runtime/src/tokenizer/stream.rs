@@ -11,8 +11,8 @@ pub struct StreamDecoder<'a> {
 }
 
 impl<'a> StreamDecoder<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, stream: TextStream::default() }
+    pub(super) fn new(tokenizer: &'a Tokenizer, stream: TextStream) -> Self {
+        Self { tokenizer, stream }
     }
 
     /// The text that `id` completes: whole characters only, often empty within an emoji. A byte that
@@ -33,12 +33,25 @@ pub struct TextStream {
     /// The start of a character: at most 3 bytes between calls.
     pending: Vec<u8>,
     text: String,
+    /// Whether nothing has come yet of a text from its beginning.
+    starts: bool,
 }
 
 impl TextStream {
+    /// A stream of a text from its beginning.
+    pub fn at_start() -> Self {
+        Self { starts: true, ..Self::default() }
+    }
+
     /// As [`StreamDecoder::push`].
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> &str {
         tokenizer.push_bytes(id, &mut self.pending);
+        if self.starts && !self.pending.is_empty() {
+            self.starts = false;
+            if self.pending[0] == b' ' && tokenizer.adds_space() {
+                self.pending.remove(0);
+            }
+        }
         self.text.clear();
         let mut done = 0;
         loop {
@@ -74,7 +87,7 @@ impl TextStream {
 
     /// A stream in the middle of a character.
     pub fn with_pending(pending: Vec<u8>) -> Self {
-        Self { pending, text: String::new() }
+        Self { pending, ..Self::default() }
     }
 
     /// Bytes of a character that is not complete: at most 3.
@@ -84,6 +97,7 @@ impl TextStream {
 
     /// Forgets a character that is not complete.
     pub fn clear(&mut self) {
+        self.starts = false;
         self.pending.clear();
     }
 }

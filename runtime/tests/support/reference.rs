@@ -3,17 +3,33 @@
 
 use super::models::Weights;
 use tidbit_runtime::spec::{
-    Activation, Experts, FeatureMap, Head, NormKind, Pairs, Place, Position, QkNormOver, Residual, Rotary,
+    Activation, Experts, FeatureMap, Head, Logits, NormKind, Pairs, Place, Position, QkNormOver, Residual, Rotary,
     RotaryScaling, SparsePattern, Spec, Trained,
 };
 
 type Row = Vec<f64>;
 
+/// The same about a text that the encoder has read.
+pub(crate) fn forward_about(spec: &Spec, w: &Weights, read: &[u32], ids: &[u32]) -> Vec<Row> {
+    let mut encoder = spec.clone();
+    encoder.n_layers = spec.encoder.as_ref().unwrap().n_layers;
+    (encoder.encoder, encoder.attention.causal) = (None, false);
+    (encoder.head, encoder.logits) = (Head::None, Logits::default());
+    // Tokens are in one table; all else is its own.
+    let shared = |name: &str| ["embed.tokens", "embed.project.weight"].contains(&name).then(|| name.to_owned());
+    let own = |name: &String| name.strip_prefix("encoder.").map(str::to_owned).or_else(|| shared(name));
+    let own = w.iter().filter_map(|(name, values)| Some((own(name)?, values.clone()))).collect();
+    run(&Model { spec, w, about: forward(&encoder, &own, read) }, ids)
+}
+
 /// For each token the logits, or where there is no head the hidden state.
 pub(crate) fn forward(spec: &Spec, w: &Weights, ids: &[u32]) -> Vec<Row> {
-    let model = Model { spec, w };
+    run(&Model { spec, w, about: Vec::new() }, ids)
+}
+
+fn run(model: &Model<'_>, ids: &[u32]) -> Vec<Row> {
     let mut x: Vec<Row> = ids.iter().enumerate().map(|(position, &id)| model.embed(id as usize, position)).collect();
-    for layer in 0..spec.n_layers {
+    for layer in 0..model.spec.n_layers {
         x = model.block(layer, &x);
     }
     x.iter().map(|x| model.output(x)).collect()
@@ -22,6 +38,8 @@ pub(crate) fn forward(spec: &Spec, w: &Weights, ids: &[u32]) -> Vec<Row> {
 struct Model<'a> {
     spec: &'a Spec,
     w: &'a Weights,
+    /// What an encoder made of another text, if one has read it.
+    about: Vec<Row>,
 }
 
 impl Model<'_> {
@@ -107,7 +125,10 @@ impl Model<'_> {
         let feed = |x: &[Row]| x.iter().map(|x| self.feed_forward(layer, x)).collect::<Vec<_>>();
         match self.spec.residual {
             Residual::Sequential => {
-                let x = join("attn_post_norm", x, attended);
+                let mut x = join("attn_post_norm", x, attended);
+                if !self.about.is_empty() {
+                    x = join("cross_post_norm", &x, self.cross(layer, &normed("cross_norm", &x, before)));
+                }
                 join("mlp_post_norm", &x, feed(&normed("mlp_norm", &x, before)))
             }
             Residual::FromNorm => {
@@ -171,6 +192,29 @@ impl Model<'_> {
         (0..x.len()).map(|q| self.linear(&format!("{name}.out"), &one(q), self.spec.d_model)).collect()
     }
 
+    /// Vaswani et al., 3.2.3: queries of the decoder, keys and values of the encoder's output.
+    fn cross(&self, layer: usize, x: &[Row]) -> Vec<Row> {
+        let (a, name) = (&self.spec.attention, format!("layers.{layer}.cross"));
+        let (n_heads, n_kv_heads, dim) = (a.n_heads, a.n_kv_heads, a.head_dim);
+        let kv = |state: &Row| self.linear(&format!("{name}.kv"), state, 2 * n_kv_heads * dim);
+        let kv: Vec<Row> = self.about.iter().map(kv).collect();
+        let of = |token: usize, head: usize| &kv[token][head * dim..][..dim];
+        let attend = |query: &[f64], head: usize| -> Row {
+            let shared = head / (n_heads / n_kv_heads);
+            let weights = (0..kv.len()).map(|k| self.scaled(layer, dot(query, of(k, shared))).exp());
+            let weights: Row = weights.collect();
+            let total: f64 = weights.iter().sum();
+            let value = |d: usize| (0..kv.len()).map(|k| weights[k] / total * of(k, n_kv_heads + shared)[d]).sum();
+            (0..dim).map(value).collect()
+        };
+        let one = |x: &Row| {
+            let queries = self.linear(&format!("{name}.q"), x, n_heads * dim);
+            let heads: Row = (0..n_heads).flat_map(|head| attend(&queries[head * dim..][..dim], head)).collect();
+            self.linear(&format!("{name}.out"), &heads, self.spec.d_model)
+        };
+        x.iter().map(one).collect()
+    }
+
     fn normed_heads(&self, name: &str, qkv: Row) -> Row {
         let a = &self.spec.attention;
         let Some(norm) = &a.qk_norm else { return qkv };
@@ -206,13 +250,16 @@ impl Model<'_> {
         !a.causal || k <= q && window && sparse
     }
 
+    /// What is made of the product of a query and a key, wherever they stand.
+    fn scaled(&self, layer: usize, product: f64) -> f64 {
+        let a = &self.spec.attention;
+        let score = product * f64::from(a.scale) / if a.scale_by_inverse_layer { (layer + 1) as f64 } else { 1.0 };
+        a.softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh())
+    }
+
     /// What is made of the product of a query and a key.
     fn score(&self, layer: usize, head: usize, (q, k): (usize, usize), product: f64) -> f64 {
-        let a = &self.spec.attention;
-        let mut score = product * f64::from(a.scale) / if a.scale_by_inverse_layer { (layer + 1) as f64 } else { 1.0 };
-        if let Some(cap) = a.softcap.map(f64::from) {
-            score = cap * (score / cap).tanh();
-        }
+        let (a, score) = (&self.spec.attention, self.scaled(layer, product));
         match &self.spec.position {
             Position::Alibi(alibi) => {
                 // The reference implementation: slopes of the power of two below, then every second of the next.

@@ -66,6 +66,8 @@ pub(super) const KEYS: &[Key] = &[
     key("head_dim", SIZE, "`d_model` / `n_heads`", "width of a head"),
     key("bias", FLAG, "false", "the default of `qkv_bias`, `attn_out_bias` and `ffn_bias`"),
     key("eos_token_id", Values::Like("token id, or a list of them"), "none", "the tokens that end a text"),
+    key("encoder_layers", SIZE, "none", "blocks of an encoder, like those of the decoder, that reads the text which the decoder writes about"),
+    key("decoder_start_token_id", Values::Like("token id"), "0", "what the decoder's text begins with (only with `encoder_layers`)"),
     key("embedding_dim", SIZE, "`d_model`", "width of the token table, where a matrix leads from it to `d_model`"),
     key("embedding_scale", NUMBER, "1", "what the table's rows are multiplied by"),
     key("embedding_norm", FLAG, "false", "a norm between the embedding (positions added) and the first block"),

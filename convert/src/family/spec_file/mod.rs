@@ -24,8 +24,8 @@ use crate::config::{Config, Leftover};
 use crate::error::ConvertError;
 use kinds::{Network, Sees, kind, required};
 use tidbit_runtime::spec::{
-    Attention, Embedding, Experts, FeatureMap, Head, Logits, Mlp, Norm, NormKind, Place, Pooling, Position, QkNorm,
-    Residual, Rotary, Scales, Sparse, SparsePattern, Spec, Trained, Window,
+    Attention, Embedding, Encoder, Experts, FeatureMap, Head, Logits, Mlp, Norm, NormKind, Place, Pooling, Position,
+    QkNorm, Residual, Rotary, Scales, Sparse, SparsePattern, Spec, Trained, Window,
 };
 
 /// The names of the model file, as modules of torch would have them, too.
@@ -45,14 +45,23 @@ const RULES: &[Rule] = &[
     // Tables are modules with a `weight` in PyTorch.
     same("embed.tokens", &["embed.tokens.weight", "embed.tokens"]),
     same("embed.positions", &["embed.positions.weight", "embed.positions"]),
+    same("encoder.embed.positions", &["encoder.embed.positions.weight", "encoder.embed.positions"]),
     same("*", &["*"]),
 ];
 
-const QUERY_KEY_VALUE: &[Rule] = &[rule(
-    "layers.{}.attn.qkv.*",
-    &["layers.{}.attn.q.*", "layers.{}.attn.k.*", "layers.{}.attn.v.*"],
-    Order::QueryKeyValue,
-)];
+const QUERY_KEY_VALUE: &[Rule] = &[
+    rule(
+        "layers.{}.attn.qkv.*",
+        &["layers.{}.attn.q.*", "layers.{}.attn.k.*", "layers.{}.attn.v.*"],
+        Order::QueryKeyValue,
+    ),
+    rule(
+        "encoder.layers.{}.attn.qkv.*",
+        &["encoder.layers.{}.attn.q.*", "encoder.layers.{}.attn.k.*", "encoder.layers.{}.attn.v.*"],
+        Order::QueryKeyValue,
+    ),
+    rule("layers.{}.cross.kv.*", &["layers.{}.cross.k.*", "layers.{}.cross.v.*"], Order::KeyValue),
+];
 
 /// What says so, for messages.
 pub(crate) const SAID_BY: &str = "--spec";
@@ -150,10 +159,24 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
             max_tokens: config.size(&["pooling_max_tokens"])?,
         },
         eos_ids: config.token_ids("eos_token_id", None, vocab_size)?,
+        encoder: encoder(config, vocab_size)?,
     };
     keys::refuse_unread(config)?;
     check(config, &spec)?;
     Ok(spec)
+}
+
+fn encoder(config: &Config, vocab_size: usize) -> Result<Option<Encoder>, ConvertError> {
+    const START: &str = "decoder_start_token_id";
+    let Some(n_layers) = config.size(&["encoder_layers"])? else { return Ok(None) };
+    if n_layers > MAX_LAYERS {
+        return Err(config.refuse("encoder_layers", format!("at most {MAX_LAYERS}")));
+    }
+    let start_id = config.count(START)?.unwrap_or(0);
+    match u32::try_from(start_id) {
+        Ok(id) if start_id < vocab_size => Ok(Some(Encoder { n_layers, start_id: id })),
+        _ => Err(config.refuse(START, format!("less than `vocab_size`, which is {vocab_size}"))),
+    }
 }
 
 fn sizes(config: &Config) -> Result<Sizes, ConvertError> {

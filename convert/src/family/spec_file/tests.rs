@@ -6,7 +6,7 @@ use super::*;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use tidbit_runtime::spec::{
-    Activation, Alibi, Pairs, PoolingKind, QkNormOver, RelativeBias, RotaryScaling, Sinusoidal, TensorDecl,
+    Activation, Alibi, Encoder, Pairs, PoolingKind, QkNormOver, RelativeBias, RotaryScaling, Sinusoidal, TensorDecl,
 };
 
 /// The keys that must be there.
@@ -56,6 +56,7 @@ fn the_shortest_file_has_the_documented_defaults() {
         logits: Logits::default(),
         pooling: Pooling::default(),
         eos_ids: vec![],
+        encoder: None,
     };
     assert_eq!(spec, expected);
 }
@@ -99,6 +100,10 @@ const CASES: &[Case] = &[
     ("head_dim", &[], "32", |s| s.attention.head_dim == 32 && rope(s).dims == 32),
     ("bias", &[], "true", |s| s.attention.qkv_bias && s.attention.out_bias && s.mlp.bias),
     ("eos_token_id", &[], "[2, 3]", |s| s.eos_ids == [2, 3]),
+    ("encoder_layers", &[], "5", |s| s.encoder == Some(Encoder { n_layers: 5, start_id: 0 })),
+    ("decoder_start_token_id", &[("encoder_layers", "1")], "7", |s| {
+        s.encoder == Some(Encoder { n_layers: 1, start_id: 7 })
+    }),
     ("embedding_dim", &[], "16", |s| s.embedding.dim == Some(16)),
     ("embedding_scale", &[], "4.9", |s| s.embedding.scale == 4.9),
     ("embedding_norm", &[], "true", |s| s.embedding.norm),
@@ -378,6 +383,13 @@ const WRONG: &[(&[(&str, &str)], &str)] = &[
         "`head_bias` is true, expected it only with `head_type` tied or untied, which is none",
     ),
     (&[("pooling_max_tokens", "41")], "`pooling_max_tokens` is 41, expected at most `context_length`, which is 40"),
+    (&[("encoder_layers", "20000")], "`encoder_layers` is 20000, expected at most 16384"),
+    (
+        &[("encoder_layers", "1"), ("decoder_start_token_id", "50")],
+        "`decoder_start_token_id` is 50, expected less than",
+    ),
+    (&[("decoder_start_token_id", "3")], "`decoder_start_token_id` is 3, expected it to be absent"),
+    (&[("encoder_layers", "1"), ("attention_sinks", "true")], "an encoder with sinks, expected none"),
     (&[("eos_token_id", "50")], "`eos_token_id` is 50, expected less than `vocab_size`, which is 50"),
     (&[("vocab_size", "99999999999999999999")], "`vocab_size` is"),
     (&[("vocab_size", "20000000")], "`vocab_size` is 20000000, expected 1 to 16777216"),
@@ -409,7 +421,9 @@ fn specs_of_all_tensors() -> Vec<Spec> {
         spec_of(&[&sizes[..], more, &[("qk_norm", over)]].concat())
     };
     let relative = [("pos_type", "relative_bias"), ("relative_buckets", "136"), ("attention_sinks", "true")];
-    vec![with("all_heads", &plain), with("per_head", &moe), with("per_head_gain", &relative)]
+    let encoder = [("encoder_layers", "1"), ("norm_placement", "sandwich")];
+    let encoder = spec_of(&[&sizes[..], &encoder].concat());
+    vec![with("all_heads", &plain), with("per_head", &moe), with("per_head_gain", &relative), encoder]
 }
 
 /// What each tensor is.
@@ -429,6 +443,14 @@ const TENSORS: &[(&str, &str)] = &[
     ("layers.{i}.attn.sinks", "with `attention_sinks`"),
     ("layers.{i}.attn.out", "the output of attention"),
     ("layers.{i}.attn_post_norm", "behind attention, if `norm_placement` is post, branch or sandwich"),
+    ("layers.{i}.cross_norm", "with `encoder_layers`: before the look at the encoder's text, as `attn_norm`"),
+    ("layers.{i}.cross.q", "with `encoder_layers`: queries of the decoder's stream"),
+    (
+        "layers.{i}.cross.kv",
+        "with `encoder_layers`: all keys, then all values, of what the encoder makes; or two tensors `cross.k` and `cross.v`, where `attn.q` is one of three",
+    ),
+    ("layers.{i}.cross.out", "with `encoder_layers`: what comes of it"),
+    ("layers.{i}.cross_post_norm", "with `encoder_layers`: behind it, as `attn_post_norm`"),
     ("layers.{i}.mlp_norm", "before the network, as `attn_norm`; not with `residual_type: parallel_one_norm`"),
     ("layers.{i}.mlp.gate", "with `ffn_type: gated`"),
     ("layers.{i}.mlp.up", "in layers without experts"),
@@ -455,7 +477,9 @@ fn pattern(decl: &TensorDecl) -> (String, String) {
         (1, Ok(_)) => "{i}",
         (_, Ok(_)) => "{e}",
     };
-    let name = decl.name.split('.').enumerate().map(part).collect::<Vec<_>>().join(".");
+    // An encoder's are those of a decoder.
+    let name = decl.name.strip_prefix("encoder.").unwrap_or(&decl.name);
+    let name = name.split('.').enumerate().map(part).collect::<Vec<_>>().join(".");
     match name.rsplit_once('.') {
         Some((stem, kind @ ("weight" | "bias"))) if TENSORS.iter().any(|(known, _)| known == &stem) => {
             (stem.to_owned(), kind.to_owned())
@@ -491,6 +515,7 @@ fn the_documentation_lists_every_key_and_every_tensor() {
         (6, "n_heads"),
         (6 * 18, "q_dim"),
         (2 * 18, "kv_dim"),
+        (2 * 2 * 18, "2 kv_dim"),
         ((6 + 2 * 2) * 18, "q_dim + 2 kv_dim"),
         (18, "head_dim"),
         (1, "1"),
