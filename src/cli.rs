@@ -187,7 +187,8 @@ pub(crate) struct RunArgs {
     /// Threads [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
-    /// Tokens of prompt and continuation together, or with an encoder of each [default: as many as the model takes].
+    /// Tokens of prompt and continuation together, or with an encoder of the continuation (a prompt may then be as long as those that the
+    /// model was made for in any case) [default: as many as the model takes].
     #[arg(long, value_name = "N")]
     pub(crate) ctx: Option<usize>,
     /// Guess tokens and run them together, up to N of them; the text stays the same. `lookup` guesses from the text so far:

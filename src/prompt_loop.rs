@@ -62,7 +62,9 @@ pub(crate) fn prompt_loop(
         let context = generator.longest_prompt();
         if text.len() > context {
             let needed = text.len();
-            note(format_args!("note: {needed} tokens do not fit the context of {context}; /reset starts afresh"));
+            // With an encoder each line stands alone.
+            let hint = if encodes { "" } else { "; /reset starts afresh" };
+            note(format_args!("note: {needed} tokens do not fit the context of {context}{hint}"));
             if let Some(chat) = &mut chat {
                 chat.take_back();
             }

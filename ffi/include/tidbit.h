@@ -591,7 +591,7 @@ tidbit_status tidbit_session_set_sampling(tidbit_session *session,
  * length.
  * Threads: as `tidbit_session_new`.
  * Errors: `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`; `TIDBIT_INVALID_ARGUMENT` for another `what`, for
- * `n_last` of 0, or more than the tokens there are, or than the session runs together (`max_batch` of `tidbit_info`);
+ * `n_last` of 0, or more than the tokens there are, or than the session gives at once (`max_batch` of `tidbit_info`, at most 128);
  * `TIDBIT_EMPTY`, `TIDBIT_NOT_FINITE` (log-probabilities only), `TIDBIT_OUT_OF_MEMORY`, `TIDBIT_CANCELLED`, `TIDBIT_BUSY`,
  * `TIDBIT_POISONED`, `TIDBIT_INVALID_HANDLE`.
  */
@@ -630,8 +630,8 @@ tidbit_status tidbit_session_embed(tidbit_session *session,
  *
  * Ownership: tokens and buffer stay the caller's. `scores` has room for `n_tokens` values, or is null.
  * Threads: as `tidbit_session_new`.
- * Errors: `TIDBIT_CONTEXT_FULL` when all but the last do not fit behind the text; otherwise as `tidbit_session_append`, and
- * `TIDBIT_NOT_FINITE`.
+ * Errors: `TIDBIT_CONTEXT_FULL` when all but the last do not fit behind the text; `TIDBIT_EMPTY` when the model has an encoder that has
+ * read nothing yet; otherwise as `tidbit_session_append`, and `TIDBIT_NOT_FINITE`.
  */
 tidbit_status tidbit_session_score(tidbit_session *session,
                                    const uint32_t *tokens,

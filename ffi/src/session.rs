@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 use tidbit_runtime::embed;
-use tidbit_runtime::engine::{Engine, EngineOptions, Feed, batch_of};
+use tidbit_runtime::engine::{Engine, EngineOptions, Feed, MAX_BATCH, batch_of};
 use tidbit_runtime::error::SessionError;
 use tidbit_runtime::format::Contents;
 use tidbit_runtime::kernels::Kernels;
@@ -311,13 +311,17 @@ impl State {
 
     /// How many rows [`last`](Self::last) can give at once.
     pub(crate) fn most_rows(&self) -> usize {
-        self.text.len().min(self.engine.max_batch())
+        // Where an encoder takes long texts at once, rows of logits for all of them would be more memory than was asked for.
+        self.text.len().min(self.engine.max_batch()).min(MAX_BATCH)
     }
 
     /// Logarithms of the probabilities of `ids` after the text, which stays as it is. The first of an empty text has none: 0.
     pub(crate) fn score(&mut self, ids: &[u32]) -> Outcome<Vec<f32>> {
         let (before, context) = (self.text.len(), self.sequence.context());
         let Some(n_run) = ids.len().checked_sub(1) else { return Ok(Vec::new()) };
+        if self.encodes() {
+            return Err(SessionError::NothingRead.into());
+        }
         if n_run > context - before {
             return Err(SessionError::ContextFull { needed: before.saturating_add(n_run), context }.into());
         }
@@ -362,6 +366,10 @@ impl State {
             self.sequence.rewind(position);
             self.logits_after = None;
             self.stream.clear();
+            // Behind an encoder's text the decoder's begins with the first token that is written.
+            if position == 1 && self.engine.model().encoder().is_some() {
+                self.stream = TextStream::at_start();
+            }
         }
         Ok(())
     }

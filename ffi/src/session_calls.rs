@@ -213,7 +213,7 @@ pub unsafe extern "C" fn tidbit_session_set_sampling(
 /// length.
 /// Threads: as `tidbit_session_new`.
 /// Errors: `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`; `TIDBIT_INVALID_ARGUMENT` for another `what`, for
-/// `n_last` of 0, or more than the tokens there are, or than the session runs together (`max_batch` of `tidbit_info`);
+/// `n_last` of 0, or more than the tokens there are, or than the session gives at once (`max_batch` of `tidbit_info`, at most 128);
 /// `TIDBIT_EMPTY`, `TIDBIT_NOT_FINITE` (log-probabilities only), `TIDBIT_OUT_OF_MEMORY`, `TIDBIT_CANCELLED`, `TIDBIT_BUSY`,
 /// `TIDBIT_POISONED`, `TIDBIT_INVALID_HANDLE`.
 #[unsafe(no_mangle)]
@@ -307,8 +307,8 @@ pub unsafe extern "C" fn tidbit_session_embed(
 ///
 /// Ownership: tokens and buffer stay the caller's. `scores` has room for `n_tokens` values, or is null.
 /// Threads: as `tidbit_session_new`.
-/// Errors: `TIDBIT_CONTEXT_FULL` when all but the last do not fit behind the text; otherwise as `tidbit_session_append`, and
-/// `TIDBIT_NOT_FINITE`.
+/// Errors: `TIDBIT_CONTEXT_FULL` when all but the last do not fit behind the text; `TIDBIT_EMPTY` when the model has an encoder that has
+/// read nothing yet; otherwise as `tidbit_session_append`, and `TIDBIT_NOT_FINITE`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tidbit_session_score(
     session: *mut tidbit_session,

@@ -188,6 +188,9 @@ fn a_model_with_an_encoder_writes_about_the_first_text() {
     let written = [(38, "w38"), (14, " w14"), (29, " w29")].map(|(id, text)| (id, text.to_owned()));
     let found = [next(session), next(session), next(session)];
     assert_eq!(found, written);
+    // The same again, behind the token that the decoder begins with.
+    assert_eq!(unsafe { tidbit_session_rewind(session, 1) }, TIDBIT_OK);
+    assert_eq!([next(session), next(session), next(session)], written);
     // Another goes on about the same text.
     let mut clone = null_mut();
     assert_eq!(unsafe { tidbit_session_clone(session, &raw mut clone) }, TIDBIT_OK);
@@ -214,6 +217,8 @@ fn a_model_with_an_encoder_writes_about_the_first_text() {
     assert_eq!(unsafe { tidbit_session_new(model, null(), &raw mut fresh) }, TIDBIT_OK);
     let status = unsafe { tidbit_session_score(fresh, read.as_ptr(), 5, null_mut(), &raw mut score) };
     assert_eq!(status, TIDBIT_EMPTY, "nothing was read");
+    let status = unsafe { tidbit_session_score(session, read.as_ptr(), 5, null_mut(), &raw mut score) };
+    assert_eq!(status, TIDBIT_EMPTY, "what was read before does not count");
     let mut length = 0;
     assert_eq!(unsafe { tidbit_session_save(session, null_mut(), 0, &raw mut length) }, TIDBIT_UNSUPPORTED);
     assert_eq!(unsafe { tidbit_session_load(session, null(), 0) }, TIDBIT_UNSUPPORTED);

@@ -337,7 +337,7 @@ impl Engine {
     }
 
     /// Lets the encoder read `ids`: what `sequence` says from now on, from its start, is about them. At most
-    /// [`max_batch`](Self::max_batch) tokens, which run at once.
+    /// [`max_batch`](Self::max_batch) tokens, which run at once, and no more than the model has positions.
     ///
     /// # Errors
     /// When the model has no encoder; when there is no token, or one outside the vocabulary, or more than that; when it is a text
@@ -347,8 +347,9 @@ impl Engine {
         let Some(encoder) = model.encoder() else { return Err(SessionError::NoEncoder) };
         check(model, sequence, ids)?;
         let (n_tokens, cache_type) = (ids.len(), sequence.cache_type());
-        if n_tokens > *max_batch {
-            return Err(SessionError::ContextFull { needed: n_tokens, context: *max_batch });
+        let most = (*max_batch).min(model.spec().max_context());
+        if n_tokens > most {
+            return Err(SessionError::ContextFull { needed: n_tokens, context: most });
         }
         let mut memory = KvCache::new(model.spec(), cache_type, n_tokens)?;
         // Of use only until the last of its blocks has run.

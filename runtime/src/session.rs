@@ -29,7 +29,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session at position 0. All memory it will need is taken here.
+    /// A session at position 0. All memory it will need is taken here, but for an encoder's text.
     ///
     /// # Errors
     /// When an option is out of range, or memory or threads cannot be had.

@@ -129,6 +129,16 @@ fn what_cannot_be_read_changes_nothing() {
 }
 
 #[test]
+fn a_text_is_no_longer_than_there_are_positions() {
+    let model = models::model(&Spec { position: Position::Learned, ..spec() }, 7);
+    let (mut engine, mut sequence) = (engine(&model), sequence(&model));
+    assert!(engine.max_batch() > 41, "more than the model's 40 positions run together");
+    engine.encode(&mut sequence, &text(40, 6)).unwrap();
+    let error = engine.encode(&mut sequence, &text(41, 6)).unwrap_err().to_string();
+    assert!(error.contains("41 tokens do not fit a context of 40"), "{error}");
+}
+
+#[test]
 fn a_text_may_be_as_long_as_the_session_was_made_for() {
     let model = model();
     assert_eq!(model.spec().max_context(), 1 << 16);

@@ -133,7 +133,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         let model = Model::open(path)?;
         plan::check_continues(&path.display().to_string(), model.spec())?;
         let lengths = plan.lengths(&path.display().to_string(), model.spec().context_length)?;
-        plan::check_cache(&model, args.cache.cache_type, &lengths)?;
+        plan::check_cache(&model, plan.access, args.cache.cache_type, &lengths)?;
         drop(model);
         measure_model(path, &plan, &lengths, args.format, &mut records)?;
     } else if let Some(shape) = &args.shape {

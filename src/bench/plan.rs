@@ -113,11 +113,17 @@ pub(super) fn check_continues(name: &str, spec: &Spec) -> Result<()> {
     Err(anyhow!("{name}: a model with an encoder is not measured yet, expected one that goes on with a text"))
 }
 
-/// Checks that the cache for a model fits the memory. The file need not: it is mapped.
-pub(super) fn check_cache(model: &Model, cache_type: Option<CacheType>, lengths: &Lengths) -> Result<()> {
+/// Checks that the cache for a model fits the memory, and a copy of its file. The file itself need not: it is mapped.
+pub(super) fn check_cache(
+    model: &Model,
+    access: Choice,
+    cache_type: Option<CacheType>,
+    lengths: &Lengths,
+) -> Result<()> {
+    let copied = if access == Choice::Copy { model.file().len() as u64 } else { 0 };
     let cache_type = cache_type.unwrap_or_else(|| kv_cache::default_type(model.file()));
     let cache = cache_bytes(model.spec(), cache_type, lengths);
-    fits(&model.file().path().display().to_string(), Some(0), cache)
+    fits(&model.file().path().display().to_string(), Some(copied), cache)
 }
 
 fn usage<T>(message: impl Into<String>) -> Result<T> {

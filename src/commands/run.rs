@@ -61,7 +61,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let cache_type = args.cache.cache_type;
     let options = SessionOptions { context: args.ctx, threads: args.threads, cache_type };
     let mut session = Session::new(&model, &options)?;
-    let mut steps = steps(args, &session)?;
+    let mut steps = steps(args, n_tokens, &session)?;
     let loaded = started.elapsed();
     let limits = Limits { n_tokens: args.n_tokens, stop: &args.stop, ends: &ends };
     let mut generator =
@@ -127,12 +127,12 @@ fn sampler_options(args: &SamplingArgs) -> SamplerOptions {
 }
 
 /// One token a step, or guesses with it.
-fn steps(args: &RunArgs, session: &Session) -> anyhow::Result<Steps> {
+fn steps(args: &RunArgs, n_tokens: usize, session: &Session) -> anyhow::Result<Steps> {
     if let Some(most) = args.speculate {
         return Ok(Steps::speculating(Box::new(Lookup::new()), most));
     }
     let Some(path) = &args.draft else { return Ok(Steps::new()) };
-    let draft = access::open(&cache::model_file(path)?, args.access.access, args.n_tokens)?;
+    let draft = access::open(&cache::model_file(path)?, args.access.access, n_tokens)?;
     let options = SessionOptions { threads: args.threads, ..SessionOptions::default() };
     let drafter = DraftModel::new(&draft, &options, session.model())?;
     Ok(Steps::speculating(Box::new(drafter), MAX_GUESSES))

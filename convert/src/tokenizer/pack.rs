@@ -41,7 +41,12 @@ pub(super) fn pack(json: &[u8]) -> Result<Vec<u8>, String> {
         adds_space,
         ..BpeParts::default()
     };
-    let parts = if kind(&description["decoder"]) == "ByteLevel" {
+    let decoder = &description["decoder"];
+    let of_bytes = match decoder["decoders"].as_array().map(Vec::as_slice) {
+        Some([one]) => kind(one) == "ByteLevel",
+        _ => kind(decoder) == "ByteLevel",
+    };
+    let parts = if of_bytes {
         over_bytes(any, &description, &vocab, &added_normalized)?
     } else {
         over_characters(any, &description, &vocab, &added_normalized)?

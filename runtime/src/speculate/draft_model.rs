@@ -28,7 +28,8 @@ impl DraftModel {
         }
         check_same_tokens(draft, target)?;
         let session = Session::new(draft, options)?;
-        // Both read about their whole file for a token.
+        // Both read about their whole file for a token; where the target has an encoder, it reads less, and guesses are taken for
+        // cheaper than they are.
         let cost = draft.file().len() as f32 / target.file().len() as f32;
         Ok(Self { session, cost, text: Vec::new(), cached: Vec::new(), last: None })
     }

@@ -7,6 +7,8 @@
 
 /// The largest table: SentencePiece's own have 250,000 bytes.
 const MAX_BYTES: usize = 1 << 24;
+/// The longest replacement, in bytes: SentencePiece's own have 33. It takes the place of a character of every text.
+const MAX_REPLACEMENT: usize = 1024;
 
 /// Checks a table as it stands in a model of SentencePiece.
 ///
@@ -54,6 +56,10 @@ pub fn check(table: &[u8]) -> Result<(), String> {
                 if !texts.is_char_boundary(replacement) {
                     return Err(format!("a replacement at byte {replacement} of {}", texts.len()));
                 }
+                let text = &texts.as_bytes()[replacement..];
+                if text.len() > MAX_REPLACEMENT && !text[..MAX_REPLACEMENT].contains(&0) {
+                    return Err(format!("a replacement of more than {MAX_REPLACEMENT} bytes"));
+                }
             }
             places.push(below);
         }
@@ -61,10 +67,10 @@ pub fn check(table: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks those of a `tokenizer.json`'s normalizer.
+/// Checks those of a `tokenizer.json`'s normalizer. What the library would stumble over is an error here: it panics there.
 ///
 /// # Errors
-/// As [`check`], or what is no base64. JSON that cannot be read is left to who reads it.
+/// As [`check`], or what is no table, no normalizer or no JSON.
 #[cfg(feature = "json-tokenizer")]
 pub(super) fn check_json(json: &str) -> Result<(), String> {
     #[derive(serde::Deserialize)]
@@ -72,23 +78,32 @@ pub(super) fn check_json(json: &str) -> Result<(), String> {
         #[serde(default)]
         normalizer: serde_json::Value,
     }
-    let Ok(description) = serde_json::from_str::<Description>(json) else { return Ok(()) };
-    let mut left = vec![&description.normalizer];
+    // A second `normalizer` is an error, of which the library would take one.
+    let description: Description = serde_json::from_str(json).map_err(|e| e.to_string())?;
+    let mut left: Vec<_> =
+        Some(&description.normalizer).filter(|normalizer| !normalizer.is_null()).into_iter().collect();
     while let Some(part) = left.pop() {
-        if let Some(table) = part["precompiled_charsmap"].as_str() {
+        // The library would make of a list what it makes of an object.
+        let Some(part) = part.as_object() else { return Err("a normalizer that is no object".into()) };
+        let table = part.get("precompiled_charsmap");
+        if table.is_some() || part.get("type").is_some_and(|kind| kind == "Precompiled") {
+            let Some(table) = table.and_then(serde_json::Value::as_str) else {
+                return Err("`precompiled_charsmap` is missing or no text".into());
+            };
             check(&from_base64(table)?).map_err(|reason| format!("`precompiled_charsmap`: {reason}"))?;
         }
-        left.extend(part["normalizers"].as_array().into_iter().flatten());
+        left.extend(part.get("normalizers").and_then(serde_json::Value::as_array).into_iter().flatten());
     }
     Ok(())
 }
 
-/// The bytes of base64 with padding (RFC 4648).
+/// The bytes of base64 with padding (RFC 4648), as strictly as the library reads it.
 #[cfg(feature = "json-tokenizer")]
 fn from_base64(text: &str) -> Result<Vec<u8>, String> {
-    let mut out = Vec::with_capacity(text.len() / 4 * 3);
+    let letters = text.trim_end_matches('=');
+    let mut out = Vec::with_capacity(letters.len() / 4 * 3);
     let (mut bits, mut n_bits) = (0u32, 0);
-    for &letter in text.trim_end_matches('=').as_bytes() {
+    for &letter in letters.as_bytes() {
         let value = match letter {
             b'A'..=b'Z' => letter - b'A',
             b'a'..=b'z' => letter - b'a' + 26,
@@ -104,6 +119,10 @@ fn from_base64(text: &str) -> Result<Vec<u8>, String> {
             out.push((bits >> n_bits) as u8);
         }
     }
+    let padding = text.len() - letters.len();
+    if !text.len().is_multiple_of(4) || padding > 2 || bits & ((1 << n_bits) - 1) != 0 {
+        return Err("`precompiled_charsmap` is no whole base64".into());
+    }
     Ok(out)
 }
 
@@ -113,18 +132,27 @@ mod tests {
 
     /// A `tokenizer.json` whose normalizer has this table, for which the library would look while it reads: a token is normalized.
     fn message(table: &str) -> String {
-        let json = serde_json::json!({
-            "version": "1.0", "truncation": null, "padding": null, "pre_tokenizer": null, "post_processor": null,
-            "normalizer": { "type": "Sequence", "normalizers": [{ "type": "Precompiled", "precompiled_charsmap": table }] },
-            "decoder": { "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always" },
-            "model": { "type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["x", -1.0]] },
-            "added_tokens": [{ "id": 1, "content": "x", "special": false, "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": true }],
-        });
+        message_of(&serde_json::json!({ "type": "Precompiled", "precompiled_charsmap": table }))
+    }
+
+    /// The same of one of a list of normalizers.
+    fn message_of(normalizer: &serde_json::Value) -> String {
+        let json = description(&serde_json::json!({ "type": "Sequence", "normalizers": [normalizer] }));
         match Tokenizer::from_json(json.to_string().as_bytes()) {
             Ok(_) => String::new(),
             Err(e) => e.to_string(),
         }
+    }
+
+    fn description(normalizer: &serde_json::Value) -> serde_json::Value {
+        serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "pre_tokenizer": null, "post_processor": null,
+            "normalizer": normalizer,
+            "decoder": { "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always" },
+            "model": { "type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["x", -1.0]] },
+            "added_tokens": [{ "id": 1, "content": "x", "special": false, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": true }],
+        })
     }
 
     #[test]
@@ -135,9 +163,37 @@ mod tests {
             ("BAAA", "`precompiled_charsmap`: expected a trie and its length, found 3 bytes"),
             ("BAAAAAAA", "`precompiled_charsmap`: a trie of 4 bytes in a table of 6"),
             ("B*", "`precompiled_charsmap` has the byte 0x2a, which base64 has not"),
+            ("BAAAAAAAAAB=", "`precompiled_charsmap` is no whole base64"),
+            ("BAA", "`precompiled_charsmap` is no whole base64"),
         ] {
             let message = message(table);
             assert!(message.contains(expected), "{message:?} should contain {expected:?}");
         }
+    }
+    #[test]
+    fn normalizers_that_the_library_would_panic_on_are_errors() {
+        use serde_json::json;
+        for (normalizer, expected) in [
+            (json!({ "type": "Precompiled" }), "`precompiled_charsmap` is missing or no text"),
+            (
+                json!({ "type": "Precompiled", "precompiled_charsmap": null }),
+                "`precompiled_charsmap` is missing or no text",
+            ),
+            (
+                json!([{ "type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA=" }]),
+                "a normalizer that is no object",
+            ),
+        ] {
+            let message = message_of(&normalizer);
+            assert!(message.contains(expected), "{message:?} should contain {expected:?}");
+        }
+        let twice = description(&json!({ "type": "NFC" })).to_string();
+        let twice = twice.replacen(
+            '{',
+            "{\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"BAAAAAAAAAA=\"},",
+            1,
+        );
+        let message = Tokenizer::from_json(twice.as_bytes()).err().unwrap().to_string();
+        assert!(message.contains("duplicate field `normalizer`"), "{message}");
     }
 }

@@ -113,7 +113,8 @@ impl Json {
     }
 
     pub(super) fn is_special(&self, id: u32) -> bool {
-        self.inner.id_to_token(id).is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))
+        // By the id: a token that is normalized has another text than the one it was added with.
+        self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {

@@ -138,7 +138,8 @@ impl Tokenizer {
         String::from_utf8_lossy(bytes).into_owned()
     }
 
-    /// Whether a text begins with a space that it has not: [`decode`](Self::decode) leaves one out, a stream does not.
+    /// Whether a text begins with a space that it has not: [`decode`](Self::decode) leaves one out, and so does a
+    /// [stream that begins a text](Self::stream_start).
     pub fn adds_space(&self) -> bool {
         match &self.0 {
             Form::Bpe(bpe) => bpe.adds_space(),
