@@ -120,11 +120,8 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
     }
     let vocab_size = spec.vocab_size;
     let start_ids = config.token_ids("decoder_start_token_id", Some(0), vocab_size)?;
-    let start_id = match start_ids.as_slice() {
-        // Null; `generation_config.json` may say it.
-        [] => 0,
-        &[id] => id,
-        _ => return Err(config.refuse("decoder_start_token_id", "one token id")),
+    let &[start_id] = start_ids.as_slice() else {
+        return Err(config.refuse("decoder_start_token_id", "one token id"));
     };
     if start_id as usize >= vocab_size {
         return Err(config.refuse("decoder_start_token_id", format!("less than `vocab_size` {vocab_size}")));
