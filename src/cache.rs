@@ -24,6 +24,7 @@ use std::time::{Duration, SystemTime};
 use tidbit_convert::{Checkpoint, Options};
 use tidbit_runtime::format::{self, ModelFile};
 use tidbit_runtime::quant::{QuantType, TILE_ID};
+use tidbit_runtime::tokenizer::bpe;
 
 /// How checkpoints are stored that are converted on the way, unless something else is asked for.
 pub(crate) const QUANT: QuantType = QuantType::Q8;
@@ -140,7 +141,8 @@ impl Name {
         }
         files.sort();
         let mut state = Sha256::new();
-        for part in [env!("CARGO_PKG_VERSION"), format::VERSION, TILE_ID, quant.name()] {
+        let tables = bpe::VERSION.to_string();
+        for part in [env!("CARGO_PKG_VERSION"), format::VERSION, TILE_ID, &tables, quant.name()] {
             state.update(part.as_bytes());
             state.update([0]);
         }

@@ -74,13 +74,14 @@ macro_rules! instantiate {
      peak $pw:literal x $px:literal) => {
         #[expect(clippy::undocumented_unsafe_blocks, reason = "features are enabled here, pointers the caller's promise")]
         pub(super) mod $module {
-            use crate::kernels::generic::{attention, attention_q8, ceilings, encode, gemm_float, gemm_int, rows};
+            use crate::kernels::generic::{attention, attention_q8, ceilings, encode, gemm_float, gemm_int, int_weights, rows};
             use super::{Encoders, Row};
             use crate::kernels::{ActBlock, AttentionArgs, EncodeArgs, GemmArgs};
             use crate::quant::QuantType;
             use crate::spec::Activation;
             use attention_q8::{Bytes, Integral, Nibbles};
-            use gemm_int::{Centered, Chunk, Four, OfBytes, OfCodes, Pairs, Planes, Table, Three, Two};
+            use gemm_int::Chunk;
+            use int_weights::{Centered, Four, OfBytes, OfCodes, Pairs, Planes, Q8, Table, Three, Two};
 
             type S = $simd;
             type T = <S as crate::kernels::simd::Simd>::T;
@@ -116,7 +117,7 @@ macro_rules! instantiate {
             $(#[$feature])*
             unsafe fn q8_one(args: &GemmArgs) {
                 count();
-                unsafe { gemm_int::gemv::<S, gemm_int::Q8>(args) }
+                unsafe { gemm_int::gemv::<S, Q8>(args) }
             }
             $(#[$feature])*
             unsafe fn byte_tiles(chunk: &Chunk<'_>, n_panels: usize, n_tokens: usize) {
@@ -129,7 +130,7 @@ macro_rules! instantiate {
             $(#[$feature])*
             unsafe fn q8_many(args: &GemmArgs) {
                 count();
-                unsafe { gemm_int::gemm::<S, gemm_int::Q8, $ip>(args, byte_tiles) }
+                unsafe { gemm_int::gemm::<S, Q8, $ip>(args, byte_tiles) }
             }
             $(#[$feature])*
             unsafe fn q6_one(args: &GemmArgs) {

@@ -19,7 +19,7 @@ use std::sync::OnceLock;
 use unicode_normalization_alignments::UnicodeNormalization;
 
 /// Version of the tables. Version 1 had no characters, nothing around a text, and the first eight numbers only.
-const VERSION: u32 = 2;
+pub const VERSION: u32 = 2;
 /// Flag: text is brought into Unicode's composed form (NFC) first.
 const NFC: u32 = 1;
 /// Flag: text starts as characters, not as bytes.

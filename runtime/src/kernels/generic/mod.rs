@@ -11,5 +11,6 @@ pub(super) mod ceilings;
 pub(super) mod encode;
 pub(super) mod gemm_float;
 pub(super) mod gemm_int;
+pub(super) mod int_weights;
 pub(super) mod math;
 pub(super) mod rows;
