@@ -9,7 +9,7 @@ use support::*;
 use tidbit_convert::Checkpoint;
 use tidbit_runtime::format::{ModelFile, TOKENIZER, TOKENIZER_TABLES};
 use tidbit_runtime::quant::QuantType;
-use tidbit_runtime::spec::{Activation, NormKind, Position, Residual, RotaryScaling, Spec};
+use tidbit_runtime::spec::{Activation, NormKind, PoolingKind, Position, Residual, RotaryScaling, Spec};
 use tidbit_runtime::tokenizer::Tokenizer;
 
 fn repository(path: &str) -> PathBuf {
@@ -70,6 +70,7 @@ const FAMILIES: &[(&str, &str, Qkv, fn(&mut Spec))] = &[
     ("falcon-11b", "falcon", Qkv::Fused, |_| {}),
     ("mpt", "mpt", Qkv::Fused, |_| {}),
     ("mpt-clip", "mpt", Qkv::Fused, plain_scale),
+    ("bert", "bert", Qkv::Split, |_| {}),
 ];
 
 /// Where GGUF has no scale of the scores.
@@ -144,6 +145,11 @@ fn as_gguf(architecture: &'static str, spec: &Spec, qkv: Qkv, model: &ModelFile)
         let parallel = spec.residual == Residual::Parallel;
         set("use_parallel_residual", Key::Bool(parallel));
     }
+    if architecture == "bert" {
+        set("attention.causal", Key::Bool(false));
+        // Added to the positions already.
+        file.f32s("token_types.weight", &[2, spec.d_model], &vec![0.0; 2 * spec.d_model]);
+    }
     if let [eos, ..] = spec.eos_ids[..] {
         file.key("tokenizer.ggml.eos_token_id", Key::U32(eos));
     }
@@ -164,6 +170,8 @@ fn as_gguf(architecture: &'static str, spec: &Spec, qkv: Qkv, model: &ModelFile)
             "mlp_norm" if two_norms => "attn_norm",
             "attn_norm" => "attn_norm",
             "mlp_norm" => "ffn_norm",
+            "attn_post_norm" if architecture == "bert" => "attn_output_norm",
+            "mlp_post_norm" if architecture == "bert" => "layer_output_norm",
             "attn_post_norm" => "post_attention_norm",
             "mlp_post_norm" => "post_ffw_norm",
             "attn.out" => "attn_output",
@@ -216,6 +224,73 @@ fn architectures_give_the_models_of_their_hugging_face_form() {
         assert!(checkpoint.warnings().iter().all(|w| !w.contains("unknown")), "{fixture}: {:?}", checkpoint.warnings());
         let (found, _) = converted(&path, QuantType::F32).unwrap();
         assert_same(&found, &expected, fixture);
+    }
+}
+
+/// The embedding models of llama.cpp's users say how they pool.
+#[test]
+fn embedding_models_say_how_they_pool() {
+    for (n, kind) in [(1, PoolingKind::Mean), (2, PoolingKind::Cls), (3, PoolingKind::Last)] {
+        let pooling = opened(set("llama.pooling_type", Key::U32(n))).spec().pooling.clone();
+        assert_eq!((pooling.kind, pooling.normalize), (kind, true));
+    }
+    assert!(!opened(set("llama.pooling_type", Key::U32(0))).spec().pooling.normalize);
+    let message = with(set("llama.pooling_type", Key::U32(4)));
+    assert!(message.contains("`llama.pooling_type` is 4, expected 0 (none), 1 (mean)"), "{message}");
+}
+
+/// The fixture `bert` with a vocabulary, some keys changed.
+fn wordpiece(tokens: &[&str], kinds: Vec<i32>, changed: Option<(&str, Key)>) -> Result<Tokenizer, String> {
+    let source = repository("tests/families/bert");
+    let spec = Checkpoint::open(&source).unwrap().spec().clone();
+    let mut file = as_gguf("bert", &spec, Qkv::Split, &converted(&source, QuantType::F32).unwrap().0);
+    file.key("tokenizer.ggml.model", Key::Text("bert"));
+    file.key("tokenizer.ggml.tokens", Key::Texts(tokens.iter().map(ToString::to_string).collect()));
+    if !kinds.is_empty() {
+        file.key("tokenizer.ggml.token_type", Key::Ints(kinds));
+    }
+    if let Some((key, value)) = changed {
+        file.key(key, value);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = file.write(folder.path());
+    if let Err(e) = Checkpoint::open(&path) {
+        return Err(e.to_string());
+    }
+    let (model, _) = converted(&path, QuantType::F32).unwrap();
+    let (_, json) = model.tokenizer().unwrap();
+    Ok(Tokenizer::from_json(&json).unwrap())
+}
+
+#[test]
+fn word_pieces_are_those_of_bert() {
+    let tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "▁the", "▁cat", "s", "▁'", "▁naive", "ly", "▁漢", "▁[unused7]"];
+    // Only what is special has a kind of its own, and in files from before there are no kinds at all.
+    for kinds in [vec![], vec![3, 3, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1]] {
+        let tokenizer = wordpiece(&tokens, kinds, None).unwrap();
+        let ids = |text: &str| tokenizer.encode_whole(text).unwrap();
+        assert_eq!(ids("The cats' Naïvely"), [2, 4, 5, 6, 7, 8, 9, 3]);
+        assert_eq!(ids("漢the\u{0}dog cat"), [2, 10, 1, 5, 3]);
+    }
+    let cased = wordpiece(&[&tokens[..], &["▁The"]].concat(), vec![], None).unwrap();
+    assert_eq!(cased.encode_whole("The the THE").unwrap(), [2, 12, 4, 1, 3]);
+    let told = wordpiece(&tokens, vec![], Some(("tokenizer.ggml.normalizer.lowercase", Key::Bool(false)))).unwrap();
+    assert_eq!(told.encode_whole("The the").unwrap(), [2, 1, 4, 3]);
+
+    let refused = |tokens: &[&str], changed| wordpiece(tokens, vec![], changed).err().unwrap();
+    for (message, expected) in [
+        (refused(&tokens[..3], None), "no token \"[SEP]\", and no `tokenizer.ggml.seperator_token_id`"),
+        (refused(&[&tokens[..], &["▁cat"]].concat(), None), "tokens 5 and 12 are both \"cat\""),
+        (
+            refused(&tokens, Some(("tokenizer.ggml.cls_token_id", Key::U32(12)))),
+            "`tokenizer.ggml.cls_token_id` is 12, expected an id below 12",
+        ),
+        (
+            refused(&tokens, Some(("bert.attention.causal", Key::Bool(true)))),
+            "`bert.attention.causal` is true, expected false",
+        ),
+    ] {
+        assert!(message.contains(expected), "{message:?} should contain {expected:?}");
     }
 }
 
@@ -492,7 +567,7 @@ fn unknown_tokenizers_are_left_out_with_a_warning() {
         (opened(|_| {}), "no `tokenizer.ggml.model`: converted without a tokenizer"),
         (
             opened(set("tokenizer.ggml.model", Key::Text("rwkv"))),
-            "`tokenizer.ggml.model` is \"rwkv\", only gpt2, llama and t5 are supported",
+            "`tokenizer.ggml.model` is \"rwkv\", only gpt2, llama, t5 and bert are supported",
         ),
     ] {
         assert!(!checkpoint.has_tokenizer());

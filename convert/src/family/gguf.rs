@@ -9,7 +9,7 @@
 //! - the gains of Gemma have the 1 added.
 
 use super::{
-    Described, Family, Order, Rule, bloom, falcon, gemma, gemma2, gemma3, gpt2, llama, mpt, neox, olmo, olmo2,
+    Described, Family, Order, Rule, bert, bloom, falcon, gemma, gemma2, gemma3, gpt2, llama, mpt, neox, olmo, olmo2,
 };
 use super::{phi, qwen2, qwen3, read_fields, rule, same, stablelm};
 use crate::checkpoint::gguf::{Gguf, Metadata};
@@ -19,6 +19,7 @@ use crate::error::{ConvertError, shown};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use tidbit_runtime::kernels::Element;
+use tidbit_runtime::spec::{Pooling, PoolingKind};
 
 /// An architecture of GGUF.
 struct Architecture {
@@ -101,6 +102,13 @@ static ARCHITECTURES: &[Architecture] = &[
         rest: like_mpt,
         tensors: &MPT,
     },
+    Architecture {
+        name: "bert",
+        sizes: [CONTEXT, FFN],
+        eps: [LAYER, "layer_norm_eps"],
+        rest: like_bert,
+        tensors: &BERT,
+    },
 ];
 
 static LLAMA: Family = Family {
@@ -126,6 +134,8 @@ static GPT2: Family = Family { rules: &[FUSED, COMMON], prefixes: &[], unread: &
 static BLOOM: Family = Family { rules: &[FUSED, COMMON], prefixes: &[], unread: &[], ..bloom::FAMILY };
 static FALCON: Family = Family { rules: &[FUSED, TWO_NORMS, COMMON], prefixes: &[], unread: &[], ..falcon::FAMILY };
 static MPT: Family = Family { rules: &[FUSED, COMMON], prefixes: &[], unread: &[], ..mpt::FAMILY };
+/// What classifies is not read, as in checkpoints.
+static BERT: Family = Family { rules: &[SPLIT, BEHIND, COMMON], prefixes: &[], unread: &["cls."], ..bert::FAMILY };
 
 const FUSED: &[Rule] = &[same("layers.{}.attn.qkv.*", &["blk.{}.attn_qkv.*"])];
 const QKV: &[&str] = &["blk.{}.attn_q.*", "blk.{}.attn_k.*", "blk.{}.attn_v.*"];
@@ -136,6 +146,13 @@ const PAIRS: &[Rule] = &[rule("layers.{}.attn.qkv.*", QKV, Order::PairsKeyValue)
 const TWO_NORMS: &[Rule] = &[
     same("layers.{}.attn_norm.*", &["blk.{}.attn_norm_2.*", "blk.{}.attn_norm.*"]),
     same("layers.{}.mlp_norm.*", &["blk.{}.attn_norm.*"]),
+];
+
+/// Positions with the only kind of token that is used, and norms behind each part.
+const BEHIND: &[Rule] = &[
+    rule("embed.positions", &["position_embd.weight", KINDS], Order::AfterAndKind(0)),
+    same("layers.{}.attn_post_norm.*", &["blk.{}.attn_output_norm.*"]),
+    same("layers.{}.mlp_post_norm.*", &["blk.{}.layer_output_norm.*"]),
 ];
 
 /// What all have the same name for.
@@ -159,6 +176,7 @@ const COMMON: &[Rule] = &[
 
 const EMBEDDING: &str = "token_embd.weight";
 const HEAD: &str = "output.weight";
+const KINDS: &str = "token_types.weight";
 
 /// Keys of an architecture that change the result where they have a value, and are not understood.
 const ACTIVE: &[&str] = &[
@@ -440,6 +458,29 @@ fn like_mpt(model: &Model<'_>, fields: &mut Fields) -> Result<(), ConvertError> 
     Ok(())
 }
 
+fn like_bert(model: &Model<'_>, fields: &mut Fields) -> Result<(), ConvertError> {
+    let causal = model.key("attention.causal");
+    if model.metadata.bool(&causal)?.unwrap_or(false) {
+        return Err(model.metadata.refuse(&causal, "false"));
+    }
+    let kinds = model.gguf.tensors.get(KINDS).and_then(|t| t.shape.first().copied());
+    fields.insert("type_vocab_size".into(), json!(kinds.unwrap_or(1)));
+    Ok(())
+}
+
+/// How hidden states become an embedding. Files say nothing about its length: it is 1, as llama.cpp gives them.
+fn pooling(model: &Model<'_>) -> Result<Option<Pooling>, ConvertError> {
+    let key = model.key("pooling_type");
+    let kind = match model.metadata.count(&key)? {
+        None | Some(0) => return Ok(None),
+        Some(1) => PoolingKind::Mean,
+        Some(2) => PoolingKind::Cls,
+        Some(3) => PoolingKind::Last,
+        Some(_) => return Err(model.metadata.refuse(&key, "0 (none), 1 (mean), 2 (cls) or 3 (last)")),
+    };
+    Ok(Some(Pooling { kind, normalize: true, ..Pooling::default() }))
+}
+
 /// Reads what a file says of its model.
 pub(crate) fn describe(path: &Path, gguf: &Gguf) -> Result<Described, ConvertError> {
     const ARCHITECTURE: &str = "general.architecture";
@@ -483,6 +524,9 @@ pub(crate) fn describe(path: &Path, gguf: &Gguf) -> Result<Described, ConvertErr
     let family = if fused { &PHI_FUSED } else { architecture.tensors };
     let described = read_fields(&Config::of(&path.display().to_string(), fields))?;
     let mut described = Described { family, said_by: "metadata", ..described };
+    if let Some(pooling) = pooling(&model)? {
+        described.spec.pooling = pooling;
+    }
     for key in metadata.unseen() {
         let Some(bare) = key.strip_prefix(architecture.name).and_then(|key| key.strip_prefix('.')) else { continue };
         let neutral = matches!(metadata.get(&key), Some(value) if value.is_neutral());

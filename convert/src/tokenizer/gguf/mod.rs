@@ -1,7 +1,9 @@
 //! The tokenizer of a GGUF, as a `tokenizer.json`. GPT-2's kind has tokens and merges, and for the rule that splits text
-//! into words only a name: [`RULES`] knows what the names stand for. SentencePiece's kinds are in [`sentencepiece`].
+//! into words only a name: [`RULES`] knows what the names stand for. SentencePiece's kinds are in [`sentencepiece`], BERT's is in
+//! [`wordpiece`].
 
 mod sentencepiece;
+mod wordpiece;
 
 use super::{StoredTokenizer, chat, validate};
 use crate::checkpoint::gguf::Metadata;
@@ -81,9 +83,10 @@ pub(crate) fn load(
         }
         Some("llama") => sentencepiece::bpe(metadata, &Tokens::read(metadata, vocab_size)?)?,
         Some("t5") => sentencepiece::unigram(metadata, &Tokens::read(metadata, vocab_size)?)?,
+        Some("bert") => wordpiece::build(metadata, &Tokens::read(metadata, vocab_size)?)?,
         None => return Ok(Err("no `tokenizer.ggml.model`".into())),
         Some(other) => {
-            let supported = "only gpt2, llama and t5 are supported";
+            let supported = "only gpt2, llama, t5 and bert are supported";
             return Ok(Err(format!("`tokenizer.ggml.model` is \"{}\", {supported}", shown(other))));
         }
     };
@@ -174,29 +177,34 @@ fn build(metadata: &Metadata, rule: &Rule, tokens: &Tokens<'_>) -> Result<Vec<u8
 fn around(metadata: &Metadata, tokens: &[String], begin: bool, end: bool) -> Result<Value, ConvertError> {
     let begin = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(begin);
     let end = metadata.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(end);
-    let named = |wanted: bool, name: &str| -> Result<Option<(usize, &String)>, ConvertError> {
+    let named = |wanted: bool, name: &str| -> Result<Option<(usize, &str)>, ConvertError> {
         let key = format!("tokenizer.ggml.{name}");
         let Some(id) = metadata.count(&key)?.filter(|_| wanted) else { return Ok(None) };
         let id = usize::try_from(id).unwrap_or(usize::MAX);
         match tokens.get(id) {
-            Some(token) => Ok(Some((id, token))),
+            Some(token) => Ok(Some((id, token.as_str()))),
             None => Err(metadata.refuse(&key, format!("an id below {}, the number of tokens", tokens.len()))),
         }
     };
     let (begin, end) = (named(begin, "bos_token_id")?, named(end, "eos_token_id")?);
+    Ok(template(begin, end))
+}
+
+/// A post-processor that puts these tokens before and behind a text.
+fn template(begin: Option<(usize, &str)>, end: Option<(usize, &str)>) -> Value {
     if begin.is_none() && end.is_none() {
-        return Ok(Value::Null);
+        return Value::Null;
     }
-    let token = |(_, token): (usize, &String)| json!({ "SpecialToken": { "id": token, "type_id": 0 } });
+    let token = |(_, token): (usize, &str)| json!({ "SpecialToken": { "id": token, "type_id": 0 } });
     let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
     let single: Vec<_> = begin.map(token).into_iter().chain([text.clone()]).chain(end.map(token)).collect();
     let specials: Map<_, _> = [begin, end]
         .into_iter()
         .flatten()
-        .map(|(id, token)| (token.clone(), json!({ "id": token, "ids": [id], "tokens": [token] })))
+        .map(|(id, token)| (token.to_string(), json!({ "id": token, "ids": [id], "tokens": [token] })))
         .collect();
     let pair = json!([text, { "Sequence": { "id": "B", "type_id": 1 } }]);
-    Ok(json!({ "type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": specials }))
+    json!({ "type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": specials })
 }
 
 fn splitters(split: Split, space: bool) -> Vec<Value> {
