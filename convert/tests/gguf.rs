@@ -71,11 +71,20 @@ const FAMILIES: &[(&str, &str, Qkv, fn(&mut Spec))] = &[
     ("mpt", "mpt", Qkv::Fused, |_| {}),
     ("mpt-clip", "mpt", Qkv::Fused, plain_scale),
     ("bert", "bert", Qkv::Split, |_| {}),
+    ("t5", "t5", Qkv::Split, usual_distance),
+    ("flan-t5", "t5", Qkv::Split, usual_distance),
 ];
 
 /// Where GGUF has no scale of the scores.
 fn plain_scale(spec: &mut Spec) {
     spec.attention.scale = 1.0 / (spec.attention.head_dim as f32).sqrt();
+}
+
+/// GGUF does not say from where on all distances are in one bucket.
+fn usual_distance(spec: &mut Spec) {
+    if let Position::RelativeBias(bias) = &mut spec.position {
+        bias.max_distance = 128;
+    }
 }
 
 /// A model of ours as a GGUF has it.
@@ -145,6 +154,13 @@ fn as_gguf(architecture: &'static str, spec: &Spec, qkv: Qkv, model: &ModelFile)
         let parallel = spec.residual == Residual::Parallel;
         set("use_parallel_residual", Key::Bool(parallel));
     }
+    if let (Some(encoder), Position::RelativeBias(bias)) = (&spec.encoder, &spec.position) {
+        set("block_count", Key::U32(encoder.n_layers as u32));
+        set("decoder_block_count", Key::U32(spec.n_layers as u32));
+        set("decoder_start_token_id", Key::U32(encoder.start_id));
+        set("attention.relative_buckets_count", Key::U32(bias.buckets as u32));
+        set("attention.layer_norm_epsilon", Key::F32(spec.norm.eps));
+    }
     if architecture == "bert" {
         set("attention.causal", Key::Bool(false));
         // Added to the positions already.
@@ -156,10 +172,21 @@ fn as_gguf(architecture: &'static str, spec: &Spec, qkv: Qkv, model: &ModelFile)
     let two_norms = architecture == "falcon" && spec.residual == Residual::Parallel;
     for decl in spec.tensors() {
         let values = values(model, &decl.name);
-        let (stem, kind) = decl.name.rsplit_once('.').unwrap();
+        let (stack, name) = match decl.name.strip_prefix("encoder.") {
+            Some(rest) => ("enc.", rest),
+            None if spec.encoder.is_some() && !["embed", "head"].iter().any(|p| decl.name.starts_with(p)) => {
+                ("dec.", &*decl.name)
+            }
+            None => ("", &*decl.name),
+        };
+        if name == "relative_bias" {
+            file.f32s(&format!("{stack}blk.0.attn_rel_b.weight"), &decl.shape, &values);
+            continue;
+        }
+        let (stem, kind) = name.rsplit_once('.').unwrap();
         let (place, part) = match stem.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) {
-            Some((layer, part)) => (format!("blk.{layer}."), part),
-            None => (String::new(), if kind == "tokens" || kind == "positions" { &*decl.name } else { stem }),
+            Some((layer, part)) => (format!("{stack}blk.{layer}."), part),
+            None => (stack.to_string(), if kind == "tokens" || kind == "positions" { name } else { stem }),
         };
         let kind = if ["tokens", "positions"].contains(&kind) { "weight" } else { kind };
         let name = match part {
@@ -174,7 +201,12 @@ fn as_gguf(architecture: &'static str, spec: &Spec, qkv: Qkv, model: &ModelFile)
             "mlp_post_norm" if architecture == "bert" => "layer_output_norm",
             "attn_post_norm" => "post_attention_norm",
             "mlp_post_norm" => "post_ffw_norm",
+            "attn.out" if spec.encoder.is_some() => "attn_o",
             "attn.out" => "attn_output",
+            "cross_norm" => "cross_attn_norm",
+            "cross.q" => "cross_attn_q",
+            "cross.kv" => "",
+            "cross.out" => "cross_attn_o",
             "attn.q_norm" => "attn_q_norm",
             "attn.k_norm" => "attn_k_norm",
             "attn.qkv" => "attn_qkv",
@@ -185,6 +217,12 @@ fn as_gguf(architecture: &'static str, spec: &Spec, qkv: Qkv, model: &ModelFile)
             "head" => "output",
             other => panic!("{other}"),
         };
+        if part == "cross.kv" {
+            let (half, shape) = (values.len() / 2, [decl.shape[0] / 2, decl.shape[1]]);
+            file.f32s(&format!("{place}cross_attn_k.{kind}"), &shape, &values[..half]);
+            file.f32s(&format!("{place}cross_attn_v.{kind}"), &shape, &values[half..]);
+            continue;
+        }
         if part != "attn.qkv" || qkv == Qkv::Fused {
             file.f32s(&format!("{place}{name}.{kind}"), &decl.shape, &values);
             continue;

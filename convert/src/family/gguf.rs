@@ -11,7 +11,7 @@
 use super::{
     Described, Family, Order, Rule, bert, bloom, falcon, gemma, gemma2, gemma3, gpt2, llama, mpt, neox, olmo, olmo2,
 };
-use super::{phi, qwen2, qwen3, read_fields, rule, same, stablelm};
+use super::{phi, qwen2, qwen3, read_fields, rule, same, stablelm, t5};
 use crate::checkpoint::gguf::{Gguf, Metadata};
 use crate::checkpoint::{Dtype, read_range};
 use crate::config::Config;
@@ -109,6 +109,13 @@ static ARCHITECTURES: &[Architecture] = &[
         rest: like_bert,
         tensors: &BERT,
     },
+    Architecture {
+        name: "t5",
+        sizes: ["n_positions", "d_ff"],
+        eps: [RMS, "layer_norm_epsilon"],
+        rest: like_t5,
+        tensors: &T5,
+    },
 ];
 
 static LLAMA: Family = Family {
@@ -136,6 +143,9 @@ static FALCON: Family = Family { rules: &[FUSED, TWO_NORMS, COMMON], prefixes: &
 static MPT: Family = Family { rules: &[FUSED, COMMON], prefixes: &[], unread: &[], ..mpt::FAMILY };
 /// What classifies is not read, as in checkpoints.
 static BERT: Family = Family { rules: &[SPLIT, BEHIND, COMMON], prefixes: &[], unread: &["cls."], ..bert::FAMILY };
+/// Old ones have a table that was never used.
+static T5: Family =
+    Family { rules: &[STACKS, COMMON], prefixes: &[], unread: &["dec.blk.0.cross_attn_rel_b.weight"], ..t5::T5 };
 
 const FUSED: &[Rule] = &[same("layers.{}.attn.qkv.*", &["blk.{}.attn_qkv.*"])];
 const QKV: &[&str] = &["blk.{}.attn_q.*", "blk.{}.attn_k.*", "blk.{}.attn_v.*"];
@@ -153,6 +163,40 @@ const BEHIND: &[Rule] = &[
     rule("embed.positions", &["position_embd.weight", KINDS], Order::AfterAndKind(0)),
     same("layers.{}.attn_post_norm.*", &["blk.{}.attn_output_norm.*"]),
     same("layers.{}.mlp_post_norm.*", &["blk.{}.layer_output_norm.*"]),
+];
+
+/// Two stacks, of which only the decoder's last norm and the head are not called after one.
+const STACKS: &[Rule] = &[
+    same("encoder.relative_bias", &["enc.blk.0.attn_rel_b.weight"]),
+    same("relative_bias", &["dec.blk.0.attn_rel_b.weight"]),
+    same("encoder.layers.{}.attn_norm.*", &["enc.blk.{}.attn_norm.*"]),
+    rule(
+        "encoder.layers.{}.attn.qkv.*",
+        &["enc.blk.{}.attn_q.*", "enc.blk.{}.attn_k.*", "enc.blk.{}.attn_v.*"],
+        Order::QueryKeyValue,
+    ),
+    same("encoder.layers.{}.attn.out.*", &["enc.blk.{}.attn_o.*"]),
+    same("encoder.layers.{}.mlp_norm.*", &["enc.blk.{}.ffn_norm.*"]),
+    same("encoder.layers.{}.mlp.gate.*", &["enc.blk.{}.ffn_gate.*"]),
+    same("encoder.layers.{}.mlp.up.*", &["enc.blk.{}.ffn_up.*"]),
+    same("encoder.layers.{}.mlp.down.*", &["enc.blk.{}.ffn_down.*"]),
+    same("encoder.final_norm.*", &["enc.output_norm.*"]),
+    same("layers.{}.attn_norm.*", &["dec.blk.{}.attn_norm.*"]),
+    rule(
+        "layers.{}.attn.qkv.*",
+        &["dec.blk.{}.attn_q.*", "dec.blk.{}.attn_k.*", "dec.blk.{}.attn_v.*"],
+        Order::QueryKeyValue,
+    ),
+    same("layers.{}.attn.out.*", &["dec.blk.{}.attn_o.*"]),
+    same("layers.{}.cross_norm.*", &["dec.blk.{}.cross_attn_norm.*"]),
+    same("layers.{}.cross.q.*", &["dec.blk.{}.cross_attn_q.*"]),
+    rule("layers.{}.cross.kv.*", &["dec.blk.{}.cross_attn_k.*", "dec.blk.{}.cross_attn_v.*"], Order::KeyValue),
+    same("layers.{}.cross.out.*", &["dec.blk.{}.cross_attn_o.*"]),
+    same("layers.{}.mlp_norm.*", &["dec.blk.{}.ffn_norm.*"]),
+    same("layers.{}.mlp.gate.*", &["dec.blk.{}.ffn_gate.*"]),
+    same("layers.{}.mlp.up.*", &["dec.blk.{}.ffn_up.*"]),
+    same("layers.{}.mlp.down.*", &["dec.blk.{}.ffn_down.*"]),
+    same("final_norm.*", &["dec.output_norm.*"]),
 ];
 
 /// What all have the same name for.
@@ -465,6 +509,26 @@ fn like_bert(model: &Model<'_>, fields: &mut Fields) -> Result<(), ConvertError>
     }
     let kinds = model.gguf.tensors.get(KINDS).and_then(|t| t.shape.first().copied());
     fields.insert("type_vocab_size".into(), json!(kinds.unwrap_or(1)));
+    Ok(())
+}
+
+fn like_t5(model: &Model<'_>, fields: &mut Fields) -> Result<(), ConvertError> {
+    for (usual, name) in
+        [("hidden_size", "d_model"), ("num_hidden_layers", "num_layers"), ("num_attention_heads", "num_heads")]
+    {
+        if let Some(value) = fields.remove(usual) {
+            fields.insert(name.into(), value);
+        }
+    }
+    fields.insert("d_kv".into(), json!(model.head_dim()?));
+    model.copy("decoder_block_count", fields, "num_decoder_layers")?;
+    model.copy("decoder_start_token_id", fields, "decoder_start_token_id")?;
+    model.copy("attention.relative_buckets_count", fields, "relative_attention_num_buckets")?;
+    // The same number again.
+    model.metadata.get(&model.key(LAYER));
+    // Not in the file: these two are in use, with a gate and without.
+    let network = if model.has("enc.blk.0.ffn_gate.weight") { "gated-gelu" } else { "relu" };
+    fields.insert("feed_forward_proj".into(), json!(network));
     Ok(())
 }
 
