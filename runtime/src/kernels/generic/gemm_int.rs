@@ -17,6 +17,7 @@ use crate::kernels::simd::{LANES, Simd};
 use crate::kernels::{ActBlock, Activations, Epilogue, GemmArgs};
 use crate::quant::{BLOCK, IntPanel, PANEL_ROWS, ROW_SCALES};
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// Bytes of weights between a load and its two prefetches: into the second-level cache early, which takes more outstanding
 /// lines than the first, and into the first just before.
@@ -33,9 +34,14 @@ const GROUPS: usize = BLOCK / 4;
 const UNPACKED_BYTES: usize = PANEL_ROWS * BLOCK;
 /// Tokens that one unpacking serves; their sums wait on the stack between chunks of blocks.
 const CHUNK_TOKENS: usize = 128;
-/// Up to this many tokens, unpacked weights are not worth keeping: 2, 4 and 8 tokens of GPT-2's feed-forward matrix took 50,
-/// 70 and 114 µs through the buffer, and take 36, 57 and 94 (one takes 26; AVX-512, `q4`, weights in the cache).
-const FEW: usize = 8;
+/// Up to this many tokens, unpacked weights are not worth keeping. Where products of pairs of tokens take a third less (`PAIRS`) they
+/// are from 9 on. GPT-2's feed-forward matrix in `q4` out of memory, AVX-512: 9, 12 and 16 tokens took 194, 239 and 271 µs
+/// through the buffer, and take 161, 190 and 235; 20 take 300 either way, and 24 are slower from the cache.
+const fn few_tokens(pairs: bool) -> usize {
+    if pairs { AT_ONCE } else { 2 * AT_ONCE }
+}
+/// Of which so many are computed together, at most.
+const AT_ONCE: usize = 8;
 /// Panels computed together.
 const MAX_PANELS: usize = 2;
 
@@ -58,19 +64,23 @@ unsafe fn start<S: Simd, D: Dots<S>>(x: &ActBlock) -> S::I {
 #[inline(always)]
 pub(in crate::kernels) unsafe fn gemv<S: Simd, W: IntWeights<S>>(args: &GemmArgs) {
     // SAFETY: passed on.
-    unsafe { direct::<S, W, 1>(args, 0) };
+    unsafe { direct::<S, W, 1>(args, 0..args.n_panels, 0) };
 }
 
 /// `T` tokens from `token` on: weights become operands in registers and are not kept. Returns `T`.
 #[inline(always)]
-unsafe fn direct<S: Simd, W: IntWeights<S>, const T: usize>(args: &GemmArgs, token: usize) -> usize {
+unsafe fn direct<S: Simd, W: IntWeights<S>, const T: usize>(
+    args: &GemmArgs,
+    panels: Range<usize>,
+    token: usize,
+) -> usize {
     let Activations::Int { x, stride } = args.x else { unreachable!("integer weights take integer activations") };
     // SAFETY: the caller's arguments cover the panels, the activations and the output.
     unsafe {
         let x = x.add(token * stride);
         let weights = W::new();
         let layout = panel_layout::<S, W>(args.cols);
-        for panel in 0..args.n_panels {
+        for panel in panels {
             let base = args.panels.add(panel * args.panel_bytes);
             let (scales, values) = (scales_of(base), base.add(layout.values_at));
             let mut sums = [S::splat(0.0); T];
@@ -112,22 +122,29 @@ unsafe fn direct<S: Simd, W: IntWeights<S>, const T: usize>(args: &GemmArgs, tok
     T
 }
 
-/// `n_tokens` of at most [`FEW`], as many at a time as registers hold.
+/// At most [`few_tokens`], as many at a time as registers hold; where that is not all, panel by panel, so that weights
+/// come from memory once.
 #[inline(always)]
 unsafe fn few<S: Simd, W: IntWeights<S>>(args: &GemmArgs) {
-    let mut token = 0;
-    while token < args.n_tokens {
-        // SAFETY: passed on.
-        token += unsafe {
-            match args.n_tokens - token {
-                1 => direct::<S, W, 1>(args, token),
-                2 => direct::<S, W, 2>(args, token),
-                3 | 5 => direct::<S, W, 3>(args, token),
-                4 | 7 => direct::<S, W, 4>(args, token),
-                6 => direct::<S, W, 6>(args, token),
-                _ => direct::<S, W, 8>(args, token),
-            }
-        };
+    let step = if args.n_tokens > AT_ONCE { 1 } else { args.n_panels };
+    for panel in (0..args.n_panels).step_by(step) {
+        let panels = || panel..panel + step;
+        let mut token = 0;
+        while token < args.n_tokens {
+            // SAFETY: passed on.
+            token += unsafe {
+                match args.n_tokens - token {
+                    1 => direct::<S, W, 1>(args, panels(), token),
+                    2 => direct::<S, W, 2>(args, panels(), token),
+                    3 => direct::<S, W, 3>(args, panels(), token),
+                    4 => direct::<S, W, 4>(args, panels(), token),
+                    5 => direct::<S, W, 5>(args, panels(), token),
+                    6 => direct::<S, W, 6>(args, panels(), token),
+                    7 => direct::<S, W, 7>(args, panels(), token),
+                    _ => direct::<S, W, AT_ONCE>(args, panels(), token),
+                }
+            };
+        }
     }
 }
 
@@ -137,7 +154,7 @@ pub(in crate::kernels) type Tiles = unsafe fn(&Chunk<'_>, usize, usize);
 /// Many tokens: weights of `P` panels are unpacked once for [`CHUNK_TOKENS`] tokens, which go through `tiles`.
 #[inline(always)]
 pub(in crate::kernels) unsafe fn gemm<S: Simd, W: IntWeights<S>, const P: usize>(args: &GemmArgs, tiles: Tiles) {
-    if args.n_tokens <= FEW {
+    if args.n_tokens <= few_tokens(S::PAIRS) {
         // SAFETY: passed on.
         return unsafe { few::<S, W>(args) };
     }
