@@ -135,6 +135,12 @@ pub struct Report {
     pub file_bytes: u64,
 }
 
+/// Whether a file describes a model without its weights, by its name: a spec file (`.yaml`, `.yml`) or a config (`.json`), in
+/// capitals or not. Such a file is for [`read_spec`].
+pub fn is_description(path: &Path) -> bool {
+    checkpoint::is_spec_file(path) || path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"))
+}
+
 /// Reads a file that describes a model without its weights: a spec file (`.yaml`, `.yml`; `docs/model-files.md`), or a bare
 /// `config.json`. Returns the architecture, and the fields that were not needed.
 ///

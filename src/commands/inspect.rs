@@ -25,7 +25,7 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     if path.is_dir() {
         return inspect_config(args, &path.join("config.json"));
     }
-    if path.extension().is_some_and(|e| ["json", "yaml", "yml"].iter().any(|known| e.eq_ignore_ascii_case(known))) {
+    if tidbit_convert::is_description(path) {
         return inspect_config(args, path);
     }
     inspect_model(args)
