@@ -163,8 +163,14 @@ fn bench_takes_a_described_shape() {
     let yaml = described(folder.path(), YAML);
     let mut bench =
         tidbit(["bench", "--json", "--threads", "1", "--prefill", "4", "--decode", "2", "--repetitions", "1"]);
-    let value = json(bench.arg("--shape").arg(yaml));
+    // In capitals, too, as some systems write names.
+    let capitals = folder.path().join("MODEL.YML");
+    std::fs::rename(yaml, &capitals).unwrap();
+    let value = json(bench.arg("--shape").arg(&capitals));
     assert_eq!(value.as_array().unwrap().len(), 2);
+    assert_eq!(value[0]["file"], "MODEL-q4.tidbit");
+    succeeds(tidbit(["inspect"]).arg(&capitals));
+    fails(tidbit(["convert", "--dry-run"]).arg(&capitals), 1, &["MODEL.YML: describes a model", "--spec"]);
 }
 
 #[test]

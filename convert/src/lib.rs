@@ -44,6 +44,7 @@ pub use conversion::{Checkpoint, convert, convert_calibrated, read_tokenizer, wr
 pub use error::ConvertError;
 pub use family::supported_families;
 pub use plan::{Plan, PlannedTensor};
+pub use writer::check_output;
 
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
