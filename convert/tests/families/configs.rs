@@ -128,7 +128,7 @@ fn configs_that_ask_for_something_else_are_refused() {
         (
             "neox-pythia",
             json!({"rope_parameters": {"rope_type": "dynamic", "factor": 2, "partial_rotary_factor": 0.25}}),
-            "3 of the head's dimensions turn, an odd number",
+            "rotary `exponent` 3 with scaling, expected none or a linear one",
         ),
         (
             "gptj",

@@ -212,8 +212,8 @@ pub(super) fn in_order(part: &str, layers: Option<&[usize]>, n_layers: usize) ->
 mod tests {
     use super::super::tests::small;
     use super::super::{
-        Encoder, Experts, FeatureMap, Pairs, QkNorm, QkNormOver, RelativeBias, Rotary, Sinusoidal, Sparse,
-        SparsePattern, Window,
+        Encoder, Experts, FeatureMap, Pairs, QkNorm, QkNormOver, RelativeBias, Rotary, RotaryScaling, Sinusoidal,
+        Sparse, SparsePattern, Window,
     };
     use super::*;
 
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn rejects_numbers_that_do_not_fit_together() {
-        let cases: [(&str, Change); 32] = [
+        let cases: [(&str, Change); 33] = [
             ("encoder `n_layers` is 0, expected 1 to", |s| s.encoder = Some(Encoder { n_layers: 0, start_id: 0 })),
             ("encoder `start_id` 50 is outside the vocabulary of 50", |s| {
                 s.encoder = Some(Encoder { n_layers: 1, start_id: 50 });
@@ -281,6 +281,10 @@ mod tests {
             ("`n_heads` 3 is not a multiple of `n_kv_heads` 2", |s| s.attention.n_kv_heads = 2),
             ("`head_dim` is 1024, at most 512", |s| s.attention.head_dim = 1024),
             ("rotary `dims` is 3", |s| s.position = Position::Rotary(Rotary::new(3, 1e4))),
+            ("rotary `exponent` 3 with scaling, expected none or a linear one", |s| {
+                let scaling = Some(RotaryScaling::Dynamic { factor: 2.0, original: 40 });
+                s.position = Position::Rotary(Rotary { exponent: Some(3), scaling, ..Rotary::new(4, 1e4) });
+            }),
             ("rotary `theta` is NaN", |s| s.position = Position::Rotary(Rotary::new(4, f32::NAN))),
             ("norm eps is -1", |s| s.norm.eps = -1.0),
             ("attention scale is inf", |s| s.attention.scale = f32::INFINITY),
