@@ -30,6 +30,6 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
         config.harmless(&["sliding_window"]);
     }
     config.harmless(&["max_window_layers"]);
-    spec.mlp.experts = Some(qwen2_moe::experts(config, spec.n_layers, [128, 8, 768])?);
+    spec.mlp.experts = qwen2_moe::experts(config, spec.n_layers, [128, 8, 768])?;
     Ok(spec)
 }

@@ -288,6 +288,8 @@ fn every_field_is_honoured() {
         ("gptneo", json!({"attention_layers": "REMOVE"}), |s| window(s) == Some((9, Some(&[1, 3])))),
         ("gptneo", json!({"attention_layers": ["local", "local", "local", "local"]}), |s| window(s) == Some((9, None))),
         ("gptneo", json!({"attention_layers": ["global", "global", "global", "global"]}), |s| window(s).is_none()),
+        ("qwen2-moe", json!({"mlp_only_layers": [0, 1]}), |s| s.mlp.experts.is_none()),
+        ("qwen3-moe", json!({"decoder_sparse_step": 5}), |s| s.mlp.experts.is_none()),
         ("opt-125m", json!({"_remove_final_layer_norm": true}), |s| !s.final_norm),
         ("mpt", json!({"attn_config": {"alibi_bias_max": 16}}), |s| {
             s.position == Position::Alibi(Alibi { max_bias: 16.0, bf16: false })
