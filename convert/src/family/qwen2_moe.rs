@@ -1,6 +1,6 @@
 //! Qwen 1.5 and 2 with experts (arXiv:2407.10671), and one that all tokens take.
 
-use super::base::{Fields, Heads};
+use super::base::{Ffn, Fields, Heads};
 use super::window::{layer_types, window};
 use super::{Family, Rule, llama, qwen2, same};
 use crate::config::Config;
@@ -28,7 +28,9 @@ pub(super) const EXPERTS: &[Rule] = &[
 ];
 
 fn spec(config: &Config) -> Result<Spec, ConvertError> {
-    let fields = Fields { heads: Heads::Grouped { kv: Some(16), dim: None }, ..qwen2::FIELDS };
+    // Of no meaning where all layers have experts, and not asked for then; else what transformers takes.
+    let ffn = Ffn::Or("intermediate_size", 5632);
+    let fields = Fields { heads: Heads::Grouped { kv: Some(16), dim: None }, ffn, ..qwen2::FIELDS };
     let mut spec = llama::start(config, &fields)?;
     spec.position = llama::turning(config, &spec)?;
     spec.attention.qkv_bias = config.bool("qkv_bias", true)?;

@@ -288,6 +288,8 @@ fn every_field_is_honoured() {
         ("gptneo", json!({"attention_layers": "REMOVE"}), |s| window(s) == Some((9, Some(&[1, 3])))),
         ("gptneo", json!({"attention_layers": ["local", "local", "local", "local"]}), |s| window(s) == Some((9, None))),
         ("gptneo", json!({"attention_layers": ["global", "global", "global", "global"]}), |s| window(s).is_none()),
+        ("qwen2-moe", json!({"intermediate_size": "REMOVE"}), |s| s.mlp.plain_dim(s.n_layers).is_none()),
+        ("qwen3-moe", json!({"intermediate_size": "REMOVE"}), |s| s.mlp.plain_dim(s.n_layers) == Some(6144)),
         ("qwen2-moe", json!({"mlp_only_layers": [0, 1]}), |s| s.mlp.experts.is_none()),
         ("qwen3-moe", json!({"decoder_sparse_step": 5}), |s| s.mlp.experts.is_none()),
         ("opt-125m", json!({"_remove_final_layer_norm": true}), |s| !s.final_norm),

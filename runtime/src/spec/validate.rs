@@ -25,7 +25,7 @@ impl Spec {
             ("n_heads", a.n_heads),
             ("n_kv_heads", a.n_kv_heads),
             ("head_dim", a.head_dim),
-            ("ffn_dim", self.mlp.ffn_dim),
+            ("ffn_dim", self.mlp.plain_dim(self.n_layers).unwrap_or(1)),
         ] {
             if value == 0 || value > MAX_COUNT {
                 return Err(format!("`{name}` is {value}, expected 1 to {MAX_COUNT}"));
