@@ -12,12 +12,14 @@
 
 mod attention;
 mod encoder;
+mod parts;
 mod position;
 mod tensors;
 mod validate;
 
 pub use attention::{Attention, FeatureMap, QkNorm, QkNormOver, Sparse, SparsePattern, Window};
 pub use encoder::Encoder;
+pub use parts::Part;
 pub use position::{Alibi, Pairs, Position, RelativeBias, Rotary, RotaryScaling, Sinusoidal};
 pub use tensors::{Role, TensorDecl};
 
