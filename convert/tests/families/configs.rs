@@ -282,16 +282,25 @@ fn configs_that_ask_for_something_else_are_refused() {
 }
 
 #[test]
+fn experts_may_be_in_all_layers_or_in_none() {
+    for (fixture, change, plain, experts) in [
+        ("qwen2-moe", json!({"intermediate_size": "REMOVE"}), None, true),
+        ("qwen3-moe", json!({"intermediate_size": "REMOVE"}), Some(6144), true),
+        ("qwen2-moe", json!({"mlp_only_layers": [0, 1], "intermediate_size": "REMOVE"}), Some(5632), false),
+        ("qwen3-moe", json!({"decoder_sparse_step": 5, "intermediate_size": 40}), Some(40), false),
+    ] {
+        let spec = spec_from_json("config.json", &changed(fixture, &change)).unwrap().0;
+        assert_eq!((spec.mlp.plain_dim(spec.n_layers), spec.mlp.experts.is_some()), (plain, experts), "{change}");
+    }
+}
+
+#[test]
 fn every_field_is_honoured() {
     type Same = fn(&Spec) -> bool;
     let cases: &[(&str, Value, Same)] = &[
         ("gptneo", json!({"attention_layers": "REMOVE"}), |s| window(s) == Some((9, Some(&[1, 3])))),
         ("gptneo", json!({"attention_layers": ["local", "local", "local", "local"]}), |s| window(s) == Some((9, None))),
         ("gptneo", json!({"attention_layers": ["global", "global", "global", "global"]}), |s| window(s).is_none()),
-        ("qwen2-moe", json!({"intermediate_size": "REMOVE"}), |s| s.mlp.plain_dim(s.n_layers).is_none()),
-        ("qwen3-moe", json!({"intermediate_size": "REMOVE"}), |s| s.mlp.plain_dim(s.n_layers) == Some(6144)),
-        ("qwen2-moe", json!({"mlp_only_layers": [0, 1]}), |s| s.mlp.experts.is_none()),
-        ("qwen3-moe", json!({"decoder_sparse_step": 5}), |s| s.mlp.experts.is_none()),
         ("opt-125m", json!({"_remove_final_layer_norm": true}), |s| !s.final_norm),
         ("mpt", json!({"attn_config": {"alibi_bias_max": 16}}), |s| {
             s.position == Position::Alibi(Alibi { max_bias: 16.0, bf16: false })
