@@ -19,6 +19,12 @@ fn values(n: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
+/// So many cases, or fewer where `PROPTEST_CASES` says so: `tests/aarch64.sh`, under an emulator.
+pub(super) fn cases(most: u32) -> ProptestConfig {
+    let usual = ProptestConfig::default();
+    ProptestConfig { cases: usual.cases.min(most), ..usual }
+}
+
 fn all() -> Vec<Kernels> {
     let list = supported();
     assert_eq!(list.last().unwrap().name(), "scalar");
@@ -58,7 +64,7 @@ fn product(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(cases(60))]
 
     #[test]
     fn products_have_the_same_bits_on_every_isa(rows in 1usize..70, cols in 1usize..300, tokens in 1usize..16, seed: u64) {
