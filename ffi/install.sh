@@ -44,11 +44,11 @@ esac
 target=${CARGO_TARGET_DIR:-target}
 folder=$target/$profile
 [ "$profile" = dev ] && folder=$target/debug
-cargo rustc --locked --profile "$profile" -p tidbit-ffi "${features[@]}" --lib --crate-type cdylib -- "${name_it[@]}"
+# Both at once: what takes the time, optimizing the whole, is done once for them. The linker's arguments are the shared one's.
+cargo rustc --locked --profile "$profile" -p tidbit-ffi "${features[@]}" --lib --crate-type cdylib,staticlib -- "${name_it[@]}"
 mkdir -p "$prefix"/{include,lib/pkgconfig,lib/cmake/tidbit}
 install -m 755 "$folder/$built" "$prefix/lib/$shared"
 ln -sf "$shared" "$prefix/lib/$link"
-cargo rustc --locked --profile "$profile" -p tidbit-ffi "${features[@]}" --lib --crate-type staticlib
 install -m 644 "$folder/libtidbit.a" "$prefix/lib/libtidbit.a"
 install -m 644 ffi/include/tidbit.h "$prefix/include/tidbit.h"
 

@@ -87,6 +87,7 @@ fn is_interrupt(error: &anyhow::Error) -> bool {
 fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<Usage>()
         || error.is::<SamplerError>()
+        || matches!(error.downcast_ref(), Some(ConvertError::Overwrites { .. }))
         || matches!(error.downcast_ref(), Some(SessionError::Threads { .. } | SessionError::Context { .. }))
         || matches!(error.downcast_ref(), Some(EvalError::Window { .. } | EvalError::Skip { .. }))
 }

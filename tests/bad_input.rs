@@ -492,8 +492,15 @@ fn output_that_cannot_be_written() {
     copy_folder(&checkpoint(), &folder.path().join("c"));
     let weights = folder.path().join("c/model.safetensors");
     let before = std::fs::read(&weights).unwrap();
-    fails(tidbit(["convert"]).arg(folder.path().join("c")).arg("-o").arg(&weights), 2, &["model.safetensors"]);
+    let parts = ["model.safetensors", "is also an input"];
+    let written = fails(tidbit(["convert"]).arg(folder.path().join("c")).arg("-o").arg(&weights), 2, &parts);
+    assert!(written.stderr.contains("hint: choose another name"), "{}", written.stderr);
     assert_eq!(std::fs::read(&weights).unwrap(), before);
+    let text = folder.path().join("text.txt");
+    std::fs::write(&text, "Once upon a time").unwrap();
+    let mut calibrate = tidbit(["convert", "--quant", "q4", "--calibrate"]);
+    fails(calibrate.arg(&text).arg("-o").arg(&text).arg(folder.path().join("c")), 2, &["text.txt", "is also an input"]);
+    assert_eq!(std::fs::read(&text).unwrap(), b"Once upon a time");
 }
 
 /// A limit on the size of files stands for a full disk: writing fails in the middle.

@@ -173,8 +173,7 @@ fn a_saved_model_can_be_measured_again() {
 fn refuses_options_that_cannot_be() {
     let folder = scratch();
     let shape = config(folder.path(), &SIZES);
-    let here = folder.path().to_str().unwrap();
-    let cases: [(&[&str], &[&str]); 13] = [
+    let cases: [(&[&str], &[&str]); 12] = [
         (&["--threads", "0"], &["0 threads", "1 to 256"]),
         (&["--threads", "1,100000"], &["100000 threads", "1 to 256"]),
         (&["--repetitions", "0"], &["--repetitions is 0"]),
@@ -187,7 +186,6 @@ fn refuses_options_that_cannot_be() {
         (&["--json", "--html"], &["--json", "--html"]),
         (&["--csv", "--md"], &["--csv", "--md"]),
         (&["--quant", "all", "--save", "x.tidbit"], &["--save", "one quant type"]),
-        (&["--save", here], &["--save", "folder"]),
     ];
     for (args, parts) in cases {
         let mut command = tidbit(["bench", "--shape"]);
@@ -195,6 +193,30 @@ fn refuses_options_that_cannot_be() {
     }
     fails(tidbit(["bench", "--quant", "q4"]).arg(model()), 2, &["--quant"]);
     fails(&mut tidbit(["bench", "--shape", "gpt7"]), 2, &["\"gpt7\"", "gpt2-xl"]);
+}
+
+#[test]
+fn saves_over_nothing_that_it_reads() {
+    let folder = scratch();
+    let shape = config(folder.path(), &SIZES);
+    let described = std::fs::read(&shape).unwrap();
+    let tokenizer = folder.path().join("tokenizer.json");
+    std::fs::copy(cli_support::checkpoint().join("tokenizer.json"), &tokenizer).unwrap();
+    let same = folder.path().join("../").join(folder.path().file_name().unwrap()).join("tiny.json");
+    let save = |path: &Path| {
+        let mut command = bench(&shape, ["--tokenizer"]);
+        command.arg(&tokenizer).arg("--save").arg(path);
+        command
+    };
+    for path in [&shape, &same, &tokenizer] {
+        let written = fails(&mut save(path), 2, &["is also an input", "would be overwritten"]);
+        assert!(!written.stderr.contains("writing random weights"), "{}", written.stderr);
+    }
+    for (path, part) in [("", "is a folder"), ("no/m.tidbit", "cannot write into the folder")] {
+        fails(&mut save(&folder.path().join(path)), 1, &[part]);
+    }
+    assert_eq!(std::fs::read(&shape).unwrap(), described);
+    assert_eq!(names(folder.path()), ["tiny.json", "tokenizer.json"]);
 }
 
 #[test]

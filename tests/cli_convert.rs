@@ -144,6 +144,6 @@ fn inspects_for_people() {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }
     let text = succeeds(tidbit(["inspect"]).arg(checkpoint())).stdout;
-    assert!(text.contains("q4") && text.contains("GELU (tanh)"), "{text}");
+    assert!(text.contains("q4") && text.contains("tanh GELU") && text.contains("tied head"), "{text}");
     fails(tidbit(["inspect", "--verify"]).arg(checkpoint()), 2, &["--verify"]);
 }

@@ -110,7 +110,7 @@ fn every_type_of_weights_runs_and_is_inspected() {
             .sum();
         assert_eq!(about["parameters"], all - tokenizer);
         let text = succeeds(&mut on("inspect", &model, &[])).stdout;
-        assert!(text.contains("encoder       2 layers"), "{text}");
+        assert!(text.contains("an encoder and a decoder (2 layers read"), "{text}");
     }
 }
 

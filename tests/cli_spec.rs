@@ -147,9 +147,19 @@ fn inspect_tells_what_to_expect_before_training() {
     let more = "attention_type: alternating\nwindow: 16\nexpert_dim: 24\nn_experts: 8\nexperts_per_token: 2\n";
     let moe = described(folder.path(), &(YAML.replace("ffn_type: gated", "ffn_type: moe") + more));
     let text = succeeds(tidbit(["inspect"]).arg(&moe)).stdout;
-    for part in ["window of 16 in 1 layers", "2 of 8 experts of 24"] {
+    for part in [
+        "window in some layers (16 positions, in 1 of 2 layers)",
+        "grouped queries (2 share keys and values)",
+        "experts (2 of 8, 24 wide, shares of the chosen ones)",
+        "4 heads (2 key-value) of 16\n",
+    ] {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }
+    // An encoder reads a text at once: what it does in a second is not a number of tokens decoded.
+    let encoder = described(folder.path(), &format!("{YAML}attention_type: bidirectional\n"));
+    let text = succeeds(tidbit(["inspect"]).arg(&encoder)).stdout;
+    assert!(text.contains("no head: embeddings (mean of") && !text.contains("tokens/s"), "{text}");
+    assert!(json(tidbit(["inspect", "--json"]).arg(&encoder))["expected"].is_null());
     // What it predicts is what init writes.
     described(folder.path(), YAML);
     let model = folder.path().join("m.tidbit");
@@ -163,8 +173,14 @@ fn bench_takes_a_described_shape() {
     let yaml = described(folder.path(), YAML);
     let mut bench =
         tidbit(["bench", "--json", "--threads", "1", "--prefill", "4", "--decode", "2", "--repetitions", "1"]);
-    let value = json(bench.arg("--shape").arg(yaml));
+    // In capitals, too, as some systems write names.
+    let capitals = folder.path().join("MODEL.YML");
+    std::fs::rename(yaml, &capitals).unwrap();
+    let value = json(bench.arg("--shape").arg(&capitals));
     assert_eq!(value.as_array().unwrap().len(), 2);
+    assert_eq!(value[0]["file"], "MODEL-q4.tidbit");
+    succeeds(tidbit(["inspect"]).arg(&capitals));
+    fails(tidbit(["convert", "--dry-run"]).arg(&capitals), 1, &["MODEL.YML: describes a model", "--spec"]);
 }
 
 #[test]

@@ -11,10 +11,7 @@ use tidbit_runtime::engine::{Engine, EngineOptions, Feed};
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::sequence::{Sequence, SequenceOptions};
 use tidbit_runtime::session::{Model, Session, SessionOptions};
-use tidbit_runtime::spec::{
-    Activation, Head, NormKind, Pairs, Place, Pooling, PoolingKind, Position, QkNormOver, Residual, RotaryScaling,
-    Scales, Spec,
-};
+use tidbit_runtime::spec::{Pooling, PoolingKind, Spec};
 
 /// Differences allowed, as a part of the logits' standard deviation. The two forms of GELU differ by 6e-4 on these models.
 const ALLOWED: f64 = 1e-4;
@@ -229,9 +226,9 @@ fn table(proven: &BTreeMap<String, Vec<(String, Spec)>>) -> String {
     for (model_type, architectures) in supported_families() {
         let Some(shown) = proven.get(model_type) else { continue };
         let mut parts: Vec<String> = Vec::new();
-        for part in shown.iter().flat_map(|(_, spec)| parts_of(spec)) {
-            if !parts.contains(&part) {
-                parts.push(part);
+        for part in shown.iter().flat_map(|(_, spec)| spec.parts()) {
+            if !parts.contains(&part.name) {
+                parts.push(part.name);
             }
         }
         let names: Vec<_> = shown.iter().map(|(name, _)| name.as_str()).collect();
@@ -244,124 +241,6 @@ fn table(proven: &BTreeMap<String, Vec<(String, Spec)>>) -> String {
         );
     }
     text
-}
-
-/// How a token learns where it stands, in words.
-fn position_of(spec: &Spec) -> Vec<&'static str> {
-    let rotary = match &spec.position {
-        Position::Learned => return vec!["learned positions"],
-        Position::Sinusoidal(_) => return vec!["sinusoidal positions"],
-        Position::RelativeBias(_) => return vec!["relative biases"],
-        Position::Alibi(alibi) => return vec![if alibi.bf16 { "ALiBi in bf16" } else { "ALiBi" }],
-        Position::None => return vec!["no positions"],
-        Position::Rotary(rotary) => rotary,
-    };
-    let partial = rotary.dims < spec.attention.head_dim;
-    let mut parts = vec![if partial { "partial rotary" } else { "rotary" }];
-    match rotary.pairs {
-        Pairs::Halves => {}
-        Pairs::Interleaved => parts.push("interleaved pairs"),
-    }
-    match rotary.scaling {
-        None => {}
-        Some(RotaryScaling::Linear { .. }) => parts.push("linear scaling"),
-        Some(RotaryScaling::Dynamic { .. }) => parts.push("dynamic scaling"),
-        Some(RotaryScaling::Llama3 { .. }) => parts.push("LLaMA 3 scaling"),
-        Some(RotaryScaling::Yarn { .. }) => parts.push("YaRN"),
-    }
-    parts
-}
-
-/// The parts that a model is made of, in words.
-fn parts_of(spec: &Spec) -> Vec<String> {
-    let a = &spec.attention;
-    let mut parts: Vec<String> = position_of(spec).into_iter().map(String::from).collect();
-    let mut add = |part: &str| parts.push(part.to_string());
-    if spec.encoder.is_some() {
-        add("an encoder and a decoder");
-    }
-    if let Some(window) = &a.window {
-        add(if window.layers.is_some() { "window in some layers" } else { "window" });
-    }
-    if a.sparse.is_some() {
-        add("sparse blocks");
-    }
-    if a.feature_map.is_some() {
-        add("linear attention");
-    }
-    if a.sinks {
-        add("sinks");
-    }
-    if !a.causal {
-        add("attention to the whole text");
-    }
-    if a.n_kv_heads == 1 && a.n_heads > 1 {
-        add("multi-query");
-    } else if a.n_kv_heads < a.n_heads {
-        add("grouped queries");
-    }
-    match a.qk_norm.as_ref().map(|norm| norm.over) {
-        None => {}
-        Some(QkNormOver::AllHeads) => add("query and key norm over all heads"),
-        Some(QkNormOver::Head | QkNormOver::HeadWithItsGain) => add("query and key norm"),
-    }
-    if a.clip.is_some() {
-        add("clipped queries, keys and values");
-    }
-    if a.softcap.is_some() || spec.logits.softcap.is_some() {
-        add("soft-caps");
-    }
-    add(match spec.norm.kind {
-        NormKind::LayerNorm => "LayerNorm",
-        NormKind::RmsNorm => "RMSNorm",
-        NormKind::ScaleNorm => "ScaleNorm",
-    });
-    match spec.norm.place {
-        Place::Before => {}
-        Place::After => add("norms after the sum"),
-        Place::Branch => add("norms on the branches"),
-        Place::Sandwich => add("sandwich norms"),
-    }
-    match spec.residual {
-        Residual::Sequential => {}
-        Residual::Parallel => add("parallel"),
-        Residual::ParallelOneNorm => add("parallel with one norm"),
-        Residual::FromNorm => add("residual from the norm"),
-    }
-    if spec.scales != Scales::default() {
-        add("scaled sums");
-    }
-    if spec.embedding.norm {
-        add("embedding norm");
-    }
-    if spec.embedding.scale != 1.0 {
-        add("scaled embedding");
-    }
-    if spec.embedding.dim.is_some() {
-        add("projected embedding");
-    }
-    let activation = match spec.mlp.activation {
-        Activation::Relu => "ReLU",
-        Activation::ReluSquared => "squared ReLU",
-        Activation::GeluErf => "exact GELU",
-        Activation::GeluTanh => "tanh GELU",
-        Activation::GeluQuick => "quick GELU",
-        Activation::Silu => "SiLU",
-        Activation::Tanh => "tanh",
-    };
-    add(&if spec.mlp.gated { format!("gated {activation}") } else { activation.to_string() });
-    if let Some(experts) = &spec.mlp.experts {
-        add(if experts.shared_dim.is_some() { "experts, one of them shared" } else { "experts" });
-    }
-    match spec.head {
-        Head::Tied => add("tied head"),
-        Head::Untied => {}
-        Head::None => add("no head: embeddings"),
-    }
-    if spec.logits.bias {
-        add("head bias");
-    }
-    parts
 }
 
 #[test]

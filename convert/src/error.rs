@@ -64,6 +64,14 @@ pub enum ConvertError {
         /// What is in the way.
         reason: String,
     },
+    /// The output is a file that is read.
+    #[error("{}: is also an input ({}), it would be overwritten", output.display(), input.display())]
+    Overwrites {
+        /// The output file.
+        output: PathBuf,
+        /// The same file, as the input is called.
+        input: PathBuf,
+    },
     /// The instruction set asked for cannot be had.
     #[error(transparent)]
     Isa(#[from] tidbit_runtime::error::IsaError),
@@ -111,9 +119,10 @@ impl ConvertError {
 }
 
 /// Part of a message, and the way out.
-const HINTS: [(&str, &str); 4] = [
+const HINTS: [(&str, &str); 5] = [
     (GIT_LFS, "fetch the weights with `git lfs pull`"),
     (LEGACY_TORCH, "load it and save it again with torch 1.6 or newer, or with safetensors"),
+    ("it would be overwritten", "choose another name for the output"),
     ("cannot be stored as f16", "use --quant f32"),
     ("(--spec)", "docs/model-files.md lists the names and shapes of tensors; matrices are [out, in]"),
 ];

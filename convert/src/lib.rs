@@ -44,6 +44,7 @@ pub use conversion::{Checkpoint, convert, convert_calibrated, read_tokenizer, wr
 pub use error::ConvertError;
 pub use family::supported_families;
 pub use plan::{Plan, PlannedTensor};
+pub use writer::check_output;
 
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
@@ -133,6 +134,12 @@ pub struct Report {
     pub plan: Plan,
     /// Bytes of the file.
     pub file_bytes: u64,
+}
+
+/// Whether a file describes a model without its weights, by its name: a spec file (`.yaml`, `.yml`) or a config (`.json`), in
+/// capitals or not. Such a file is for [`read_spec`].
+pub fn is_description(path: &Path) -> bool {
+    checkpoint::is_spec_file(path) || path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"))
 }
 
 /// Reads a file that describes a model without its weights: a spec file (`.yaml`, `.yml`; `docs/model-files.md`), or a bare

@@ -50,8 +50,13 @@ pub(crate) struct Job<'a> {
     pub(crate) cancel: Cancel<'a>,
 }
 
-/// Checks that `output` can be written before anything is read.
-pub(crate) fn check_output<'a>(output: &Path, mut inputs: impl Iterator<Item = &'a Path>) -> Result<(), ConvertError> {
+/// Checks that a model file can be written to `output`, before anything is read: its folder is there, it is no folder or special
+/// file itself, and none of `inputs`, which renaming the result over it would destroy. What writes models asks here; a caller
+/// who reads more files than these functions know of asks first.
+///
+/// # Errors
+/// [`ConvertError::Overwrites`] names the input; else what is in the way.
+pub fn check_output<'a>(output: &Path, mut inputs: impl Iterator<Item = &'a Path>) -> Result<(), ConvertError> {
     let error = |reason: String| Err(ConvertError::output(output, reason));
     let Some(name) = output.file_name() else { return error("expected the name of a file".into()) };
     let folder = folder_of(output);
@@ -72,7 +77,7 @@ pub(crate) fn check_output<'a>(output: &Path, mut inputs: impl Iterator<Item = &
             || (input.file_name() == Some(name) && place(folder_of(input)) == place(folder))
     };
     match inputs.find(|input| same(input)) {
-        Some(input) => error(format!("is also an input ({}), it would be overwritten", input.display())),
+        Some(input) => Err(ConvertError::Overwrites { output: output.into(), input: input.into() }),
         None => Ok(()),
     }
 }

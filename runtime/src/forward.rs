@@ -67,7 +67,7 @@ impl<B: Backend> Activations<B> {
             mlp_in: buffer(spec.d_model)?,
             qkv: buffer(a.qkv_rows())?,
             attended: buffer(a.n_heads * a.head_dim)?,
-            inner: buffer(spec.mlp.ffn_dim)?,
+            inner: buffer(plain_dim(spec))?,
             experts: match &spec.mlp.experts {
                 None => None,
                 Some(experts) => Some(ExpertActivations {
@@ -97,12 +97,17 @@ impl<B: Backend> Activations<B> {
         let a = &spec.attention;
         let experts = |e: &Experts| vec![e.count, 1, e.ffn_dim, e.shared_dim.unwrap_or(1), spec.d_model];
         let mut cols =
-            vec![spec.d_model, spec.d_model, spec.d_model, a.qkv_rows(), a.n_heads * a.head_dim, spec.mlp.ffn_dim];
+            vec![spec.d_model, spec.d_model, spec.d_model, a.qkv_rows(), a.n_heads * a.head_dim, plain_dim(spec)];
         cols.extend(narrow(spec));
         cols.extend(spec.mlp.experts.iter().flat_map(experts));
         cols.extend(spec.encoder.iter().flat_map(|_| [a.n_heads * a.head_dim, a.kv_rows()]));
         max_tokens * cols.iter().map(|cols| cols.next_multiple_of(PANEL_ROWS)).sum::<usize>()
     }
+}
+
+/// The inner width of networks that are no experts; 1 where no layer has one, because a buffer has columns.
+fn plain_dim(spec: &Spec) -> usize {
+    spec.mlp.plain_dim(spec.n_layers).unwrap_or(1)
 }
 
 /// The width of the embedding's rows, where it is not `d_model`.

@@ -475,6 +475,19 @@ fn long_texts_are_what_the_reference_makes_of_them() {
 }
 
 #[test]
+fn a_network_that_no_layer_has_takes_no_memory() {
+    let of = |ffn_dim: usize| {
+        let mut spec = models::spec();
+        experts(&mut spec, None, None);
+        spec.mlp.ffn_dim = ffn_dim;
+        let model = models::model(&spec, 1);
+        let bytes = Engine::new(&model, &EngineOptions { threads: Some(1), max_batch: None }).unwrap().scratch_bytes();
+        (bytes, Engine::scratch_bytes_of(&spec, 1), run(&model, &[&text(24)]))
+    };
+    assert_eq!(of(0), of(usize::MAX));
+}
+
+#[test]
 fn pairs_that_make_no_sense_are_refused_by_name() {
     let mut n = 0;
     for (a, b) in pairs() {

@@ -36,7 +36,7 @@ use plan::{Lengths, Plan};
 use record::{Record, Subject};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
-use tidbit_convert::Options;
+use tidbit_convert::{Options, is_description};
 use tidbit_runtime::engine::{Engine, EngineOptions};
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::sequence::{Sequence, SequenceOptions};
@@ -188,9 +188,11 @@ impl RandomModel {
             .tempdir_in(&parent)
             .map_err(|e| anyhow!("cannot make a folder for random weights: {e}"))?;
         let guard = RemoveOnInterrupt::new(folder.path())?;
-        let stem = Path::new(shape).file_name().unwrap_or_default().to_string_lossy();
-        let mut path =
-            folder.path().join(format!("{}-{quant}.tidbit", stem.trim_end_matches(".json").trim_end_matches(".yaml")));
+        let shape_path = Path::new(shape);
+        // A name has no extension, but `pythia-1.4b` has a dot.
+        let stem = if is_description(shape_path) { shape_path.file_stem() } else { shape_path.file_name() };
+        let name = format!("{}-{quant}.tidbit", stem.unwrap_or_default().to_string_lossy());
+        let mut path = folder.path().join(name);
         note(format_args!("writing random weights of {shape} in {quant}"));
         let options = Options { quant, cancel: None };
         tidbit_convert::write_random(spec, &options, tokenizer, (&path, &[], 1))?;

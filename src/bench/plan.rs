@@ -7,7 +7,8 @@ use crate::memory;
 use crate::output::note;
 use anyhow::{Result, anyhow};
 use indicatif::DecimalBytes;
-use tidbit_convert::Plan as FilePlan;
+use std::path::Path;
+use tidbit_convert::{Plan as FilePlan, check_output, is_description};
 use tidbit_runtime::error::SessionError;
 use tidbit_runtime::kv_cache::{self, CacheType};
 use tidbit_runtime::quant::QuantType;
@@ -75,9 +76,8 @@ impl<'a> Plan<'a> {
                 let found = args.quant.join(",");
                 return usage(format!("--save takes one quant type, --quant is {found}"));
             }
-            if save.is_dir() || save.file_name().is_none() {
-                return usage(format!("{}: expected the name of a file for --save, found a folder", save.display()));
-            }
+            let described = args.shape.as_deref().map(Path::new).filter(|shape| is_description(shape));
+            check_output(save, described.into_iter().chain(args.tokenizer.as_deref()))?;
         }
         Ok(Self {
             args,

@@ -4,6 +4,7 @@ use crate::failure::Usage;
 use anyhow::Result;
 use serde_json::json;
 use std::path::Path;
+use tidbit_convert::is_description;
 use tidbit_runtime::spec::Spec;
 
 /// Name, layers, width, heads: GPT-2's four sizes.
@@ -29,7 +30,7 @@ pub(super) fn spec(name: &str) -> Result<Spec> {
             "model_type": "gpt_neox", "vocab_size": 50304, "max_position_embeddings": 2048, "num_hidden_layers": layers,
             "hidden_size": width, "num_attention_heads": heads, "intermediate_size": 4 * width, "rotary_pct": 0.25,
         })
-    } else if Path::new(name).extension().is_some_and(|e| e == "json" || e == "yaml" || e == "yml") {
+    } else if is_description(Path::new(name)) {
         return Ok(tidbit_convert::read_spec(Path::new(name))?.0);
     } else {
         let known: Vec<_> = GPT2.iter().chain(&PYTHIA).map(|s| s.0).collect();

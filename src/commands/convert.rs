@@ -1,7 +1,6 @@
 //! `tidbit convert`: a checkpoint to one model file.
 
 use crate::cli::ConvertArgs;
-use crate::failure::{Hint, Usage};
 use crate::interrupt::Catch;
 use crate::memory::peak_rss;
 use crate::output::{note, print, print_json};
@@ -33,7 +32,9 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let plan = match output {
         None => checkpoint.plan(args.quant)?,
         Some(output) => {
-            refuse_source_as_output(&checkpoint, output)?;
+            // The files of the checkpoint are refused by what converts it.
+            let text = args.calibrate.as_ref().and_then(Option::as_deref);
+            tidbit_convert::check_output(output, text.into_iter())?;
             let cancel = Arc::new(AtomicBool::new(false));
             let _caught = Catch::new(Arc::clone(&cancel))?;
             let options = Options { quant: args.quant, cancel: Some(cancel) };
@@ -82,16 +83,6 @@ fn tell_about(checkpoint: &Checkpoint) {
     }
     for warning in checkpoint.warnings() {
         note(format_args!("warning: {warning}"));
-    }
-}
-
-/// Renaming over a file that is being read would destroy the checkpoint.
-fn refuse_source_as_output(checkpoint: &Checkpoint, output: &Path) -> anyhow::Result<()> {
-    let Ok(output) = output.canonicalize() else { return Ok(()) };
-    match checkpoint.files().iter().find(|file| file.canonicalize().is_ok_and(|f| f == output)) {
-        Some(file) => Err(Usage(format!("{}: the output is a file of the checkpoint", file.display()))
-            .hint("choose another name with -o")),
-        None => Ok(()),
     }
 }
 

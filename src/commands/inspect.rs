@@ -17,7 +17,7 @@ use tidbit_runtime::format;
 use tidbit_runtime::kv_cache::{CacheType, bytes_of, bytes_per_token, default_type, usual_type};
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::session::Model;
-use tidbit_runtime::spec::{Activation, Head, NormKind, Position, Residual, Spec};
+use tidbit_runtime::spec::{Head, Spec};
 
 /// Runs the command.
 pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
@@ -25,7 +25,7 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     if path.is_dir() {
         return inspect_config(args, &path.join("config.json"));
     }
-    if path.extension().is_some_and(|e| ["json", "yaml", "yml"].iter().any(|known| e.eq_ignore_ascii_case(known))) {
+    if tidbit_convert::is_description(path) {
         return inspect_config(args, path);
     }
     inspect_model(args)
@@ -112,8 +112,10 @@ fn inspect_config(args: &InspectArgs, config: &Path) -> anyhow::Result<()> {
         let mut value = describe_json(&spec, usual_type([cache::QUANT]));
         value["file"] = json!(config);
         value["ignored_fields"] = json!(ignored);
-        let (threads, expected) = estimate::expected(&spec, &plans)?;
-        value["expected"] = json!({ "estimate": true, "threads": threads, "decode": expected });
+        if decodes(&spec) {
+            let (threads, expected) = estimate::expected(&spec, &plans)?;
+            value["expected"] = json!({ "estimate": true, "threads": threads, "decode": expected });
+        }
         let caches = CacheType::ALL.map(|t| json!({ "type": t.name(), "bytes_per_token": bytes_per_token(&spec, t) }));
         value["kv_caches"] = json!(caches);
         let predicted = plans.iter().map(|plan| {
@@ -129,20 +131,18 @@ fn inspect_config(args: &InspectArgs, config: &Path) -> anyhow::Result<()> {
     let mut text = describe(&spec, usual_type([cache::QUANT]));
     let caches = CacheType::ALL.map(|t| format!("{} {}", t.name(), bytes_per_token(&spec, t)));
     let _ = writeln!(text, "cache         bytes a token: {}", caches.join(", "));
-    let (threads, expected) = estimate::expected(&spec, &plans)?;
-    let fastest = expected.first().map_or(0.0, |e| e.read_gb_per_s);
-    let _ = writeln!(
-        text,
-        "model file, without a tokenizer; tokens/s are an estimate: {threads} threads read {fastest:.1} GB/s here"
-    );
-    for (plan, expected) in plans.iter().zip(&expected) {
+    let mut speeds = vec![String::new(); plans.len()];
+    text.push_str("model file, without a tokenizer");
+    if decodes(&spec) {
+        let (threads, expected) = estimate::expected(&spec, &plans)?;
+        let fastest = expected.first().map_or(0.0, |e| e.read_gb_per_s);
+        let _ = write!(text, "; tokens/s are an estimate: {threads} threads read {fastest:.1} GB/s here");
+        speeds = expected.iter().map(|e| format!(", about {:>8.1} tokens/s", e.tokens_per_s)).collect();
+    }
+    text.push('\n');
+    for (plan, speed) in plans.iter().zip(&speeds) {
         let (size, bits) = (DecimalBytes(plan.file_bytes).to_string(), plan.bits_per_weight);
-        let speed = expected.tokens_per_s;
-        let _ = writeln!(
-            text,
-            "  {:<10}  {size:>10}, {bits:>6.3} bits per weight, about {speed:>8.1} tokens/s",
-            plan.quant
-        );
+        let _ = writeln!(text, "  {:<10}  {size:>10}, {bits:>6.3} bits per weight{speed}", plan.quant);
     }
     if !ignored.is_empty() {
         let _ = writeln!(text, "no effect     {}", ignored.join(", "));
@@ -156,77 +156,27 @@ fn inspect_config(args: &InspectArgs, config: &Path) -> anyhow::Result<()> {
     print(&text)
 }
 
-/// The architecture, for people.
+/// Whether it writes token after token: an encoder reads its text at once.
+fn decodes(spec: &Spec) -> bool {
+    spec.head != Head::None
+}
+
+/// The architecture, for people: its sizes, and what it is made of.
 fn describe(spec: &Spec, cache_type: CacheType) -> String {
-    let (a, mlp) = (&spec.attention, &spec.mlp);
+    let a = &spec.attention;
     let (total, inner) = parameters(spec);
-    let position = match &spec.position {
-        Position::Learned => "learned".into(),
-        Position::Rotary(r) => {
-            let scaled = if r.scaling.is_some() { ", scaled" } else { "" };
-            format!("rotary, {} of {} dimensions, theta {}{scaled}", r.dims, a.head_dim, r.theta)
-        }
-        Position::Sinusoidal(_) => "sinusoidal".into(),
-        Position::Alibi(alibi) => format!("ALiBi, steepest slope 2^-{}", alibi.max_bias),
-        Position::RelativeBias(bias) => {
-            format!("relative biases, {} buckets up to a distance of {}", bias.buckets, bias.max_distance)
-        }
-        Position::None => "none".into(),
-    };
-    let norm = match spec.norm.kind {
-        NormKind::LayerNorm => "layer norm",
-        NormKind::RmsNorm => "RMS norm",
-        NormKind::ScaleNorm => "scale norm",
-    };
-    let residual = match spec.residual {
-        Residual::Sequential => "sequential",
-        Residual::Parallel => "parallel",
-        Residual::ParallelOneNorm => "parallel, one norm",
-        Residual::FromNorm => "sequential, from the norm",
-    };
-    let head = match spec.head {
-        Head::Tied => "tied to the embedding",
-        Head::Untied => "its own matrix",
-        Head::None => "none",
-    };
-    let pooling = match (&spec.head, &spec.pooling) {
-        (Head::None, p) => format!(
-            "embeddings    {} of the hidden states{}, {} tokens at most\n",
-            p.kind.name(),
-            if p.normalize { ", normalized" } else { "" },
-            HumanCount(p.max_tokens.unwrap_or(spec.context_length) as u64),
-        ),
-        _ => String::new(),
-    };
-    let some = |layers: &Option<Vec<usize>>| match layers {
-        Some(layers) => format!(" in {} layers", layers.len()),
-        None => String::new(),
-    };
-    let window = a.window.as_ref().map_or_else(String::new, |w| format!(", window of {}{}", w.size, some(&w.layers)));
-    let experts = mlp.experts.as_ref().map_or_else(String::new, |e| {
-        let shared = if e.shared_dim.is_some() { " and a shared one" } else { "" };
-        format!("; {} of {} experts of {}{shared}{}", e.used, e.count, e.ffn_dim, some(&e.layers))
-    });
-    let encoder = spec.encoder.as_ref().map_or_else(String::new, |e| {
-        format!(
-            "encoder       {} layers of the same, for the whole text; the decoder begins with token {}\n",
-            e.n_layers, e.start_id
-        )
-    });
+    let network = spec.mlp.plain_dim(spec.n_layers).map_or_else(String::new, |dim| format!("; networks {dim} wide"));
     let read = if spec.encoder.is_some() { ", as much again for what the encoder read" } else { "" };
     let kv = bytes_per_token(spec, cache_type) as u64;
     // What a window does not hold is not counted; a cache that keeps nothing of a token has a size nevertheless.
     let held = bytes_of(spec, cache_type, spec.context_length) as u64;
     let full = if kv == 0 { held } else { kv.saturating_mul(spec.context_length as u64).min(held) };
-    format!(
+    let mut text = format!(
         "architecture  {}, {} layers, {} wide
-attention     {} heads ({} key-value) of {}{}{window}
-mlp           {} wide, {}{}{experts}
-norm          {norm}, eps {:e}; {residual} residual
-positions     {position}
-{encoder}vocabulary    {} tokens, head {head}
+blocks        {} heads ({} key-value) of {}{network}
+vocabulary    {} tokens
 context       {} tokens, {} cache {kv} bytes a token ({} when full{read})
-{pooling}parameters    {} ({} without embedding and head)
+parameters    {} ({} without embedding and head)
 ",
         spec.family,
         spec.n_layers,
@@ -234,30 +184,18 @@ context       {} tokens, {} cache {kv} bytes a token ({} when full{read})
         a.n_heads,
         a.n_kv_heads,
         a.head_dim,
-        if a.causal { "" } else { ", to the whole text" },
-        mlp.ffn_dim,
-        activation(mlp.activation),
-        if mlp.gated { ", gated" } else { "" },
-        spec.norm.eps,
         HumanCount(spec.vocab_size as u64),
         HumanCount(spec.context_length as u64),
         cache_type.name(),
         DecimalBytes(full),
         HumanCount(total),
         HumanCount(inner),
-    )
-}
-
-fn activation(activation: Activation) -> &'static str {
-    match activation {
-        Activation::Relu => "ReLU",
-        Activation::ReluSquared => "squared ReLU",
-        Activation::GeluErf => "GELU (exact)",
-        Activation::GeluTanh => "GELU (tanh)",
-        Activation::GeluQuick => "GELU (sigmoid)",
-        Activation::Silu => "SiLU",
-        Activation::Tanh => "tanh",
+    );
+    for (i, part) in spec.parts().iter().enumerate() {
+        // Writing to a `String` cannot fail.
+        let _ = writeln!(text, "{:<13} {part}", if i == 0 { "made of" } else { "" });
     }
+    text
 }
 
 /// The same for scripts.

@@ -182,7 +182,7 @@ impl<'a> Calibrator<'a> {
         let mut layer = self.model.weights().layers[i].clone();
         let tensors = &self.plan.tensors;
         let bytes_of = |name: &str| made.get(&format!("{prefix}{name}"));
-        for (name, linear) in linears_mut(&mut layer) {
+        for (name, linear) in linears(&mut layer) {
             let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
             let name = format!("{name}.weight");
             let planned = tensors.iter().find(|t| t.name.strip_prefix(prefix) == Some(&name))?;
@@ -205,7 +205,7 @@ impl<'a> Calibrator<'a> {
                 vector(&format!("{name}.bias"), &mut norm.bias)?;
             }
         }
-        for (name, linear) in linears_mut(&mut layer) {
+        for (name, linear) in linears(&mut layer) {
             if let Some(bias) = &mut linear.bias {
                 vector(&format!("{name}.bias"), bias)?;
             }
@@ -216,24 +216,23 @@ impl<'a> Calibrator<'a> {
     /// Rounds block `i`: the bytes of its matrices, and its vectors.
     fn rounded(&mut self, i: usize, prefix: &str) -> Result<Entries, ConvertError> {
         let model = self.model;
-        let original = &model.weights().layers[i];
-        let parts = linears(original);
+        let mut layer = model.weights().layers[i].clone();
+        let names: Vec<String> = linears(&mut layer).into_iter().map(|(name, _)| name).collect();
         // What goes into a gate goes into the other half too.
         let shares = |name: &str| name.strip_suffix(".up").map(|n| format!("{n}.gate"));
-        let watched = |name: &str| shares(name).is_none_or(|gate| parts.iter().all(|(n, _)| *n != gate));
-        for (_, linear) in parts.iter().filter(|(name, _)| watched(name)) {
+        let watched = |name: &str| shares(name).is_none_or(|gate| !names.contains(&gate));
+        for (_, linear) in linears(&mut layer).into_iter().filter(|(name, _)| watched(name)) {
             self.backend.watch(linear)?;
         }
-        self.run((original, i), false)?;
+        self.run((&layer, i), false)?;
         let mut work: Vec<Work> = Vec::new();
-        for (name, linear) in &parts {
-            let fed = match work.iter().find(|w| shares(name).as_ref() == Some(&w.name)) {
+        for (name, linear) in linears(&mut layer) {
+            let fed = match work.iter().find(|w| shares(&name).as_ref() == Some(&w.name)) {
                 Some(gate) => gate.fed.clone(),
                 None => self.fed(linear),
             };
-            work.push(Work { name: name.clone(), weights: decode(&linear.weight), fed });
+            work.push(Work { name, weights: decode(&linear.weight), fed });
         }
-        let mut layer = original.clone();
         self.move_scales(&mut layer, &mut work);
 
         let mut made = Entries::new();
@@ -255,7 +254,7 @@ impl<'a> Calibrator<'a> {
                 vectors(&format!("{name}.bias"), &norm.bias);
             }
         }
-        for (name, linear) in linears(&layer) {
+        for (name, linear) in linears(&mut layer) {
             if let Some(bias) = &linear.bias {
                 vectors(&format!("{name}.bias"), bias);
             }
@@ -320,7 +319,7 @@ impl<'a> Calibrator<'a> {
             let factors = folding::factors(&work[down].fed.moments.diagonal());
             let cols = work[up].weights.len() / factors.len();
             folding::divide_rows(&mut work[up].weights, cols, &factors);
-            for (part, linear) in linears_mut(layer) {
+            for (part, linear) in linears(layer) {
                 if let (true, Some(bias)) = (part == work[up].name, &mut linear.bias) {
                     folding::divide_rows(bias, 1, &factors);
                 }
@@ -441,30 +440,8 @@ impl Iterator for Calibrator<'_> {
     }
 }
 
-/// The matrices of a block, but for routers.
-fn linears(layer: &Layer) -> Vec<(String, &Linear)> {
-    let mut list = vec![("attn.qkv".to_string(), &layer.qkv), ("attn.out".into(), &layer.attn_out)];
-    for (name, n) in networks(&layer.mlp) {
-        list.extend(n.gate.as_ref().map(|gate| (format!("{name}.gate"), gate)));
-        list.push((format!("{name}.up"), &n.up));
-        list.push((format!("{name}.down"), &n.down));
-    }
-    list
-}
-
-fn networks(mlp: &Mlp) -> Vec<(String, &FeedForward)> {
-    match mlp {
-        Mlp::One(network) => vec![("mlp".into(), network)],
-        Mlp::Experts { experts, shared, .. } => {
-            let mut list: Vec<_> = experts.iter().enumerate().map(|(i, n)| (format!("mlp.experts.{i}"), n)).collect();
-            list.extend(shared.as_ref().map(|(n, _)| ("mlp.shared".to_string(), n)));
-            list
-        }
-    }
-}
-
-/// The same, in the same order.
-fn linears_mut(layer: &mut Layer) -> Vec<(String, &mut Linear)> {
+/// The matrices of a block, but for routers; to be changed, as most callers do.
+fn linears(layer: &mut Layer) -> Vec<(String, &mut Linear)> {
     let mut list = vec![("attn.qkv".to_string(), &mut layer.qkv), ("attn.out".into(), &mut layer.attn_out)];
     let networks: Vec<(String, &mut FeedForward)> = match &mut layer.mlp {
         Mlp::One(network) => vec![("mlp".into(), network)],

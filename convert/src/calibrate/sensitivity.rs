@@ -3,7 +3,7 @@
 use super::allocation::{Candidate, PROBE};
 use super::journal::{Entries, Journal};
 use super::rounding::Rounder;
-use super::{decode, linears, linears_mut};
+use super::{decode, linears};
 use crate::Cancel;
 use crate::error::ConvertError;
 use crate::plan::Plan;
@@ -110,13 +110,16 @@ fn measure_now(
     let divergence = probe.diverges(if spec.head == Head::Tied { &tied } else { head });
     add("embed.tokens", &weights.embedding, divergence);
     for (i, layer) in weights.layers.iter().enumerate() {
-        for (part, (name, linear)) in linears(layer).into_iter().enumerate() {
+        let mut changed = layer.clone();
+        for part in 0..linears(&mut changed).len() {
             cancel.check()?;
-            let mut changed = layer.clone();
-            linears_mut(&mut changed)[part].1.weight = self::rounded(&linear.weight);
+            let (name, linear) = linears(&mut changed).swap_remove(part);
+            let as_is = linear.weight.clone();
+            linear.weight = self::rounded(&as_is);
             probe.acts.residual().rows_mut(0..n).copy_from_slice(&states[i]);
             probe.blocks(i, Some(&changed));
-            add(&format!("layers.{i}.{name}.weight"), &linear.weight, probe.diverges(head));
+            add(&format!("layers.{i}.{name}.weight"), &as_is, probe.diverges(head));
+            linears(&mut changed)[part].1.weight = as_is;
         }
     }
     if spec.head == Head::Untied {

@@ -115,6 +115,11 @@ const NAMES: [(&str, bool, Kind); 4] = [
     ("pytorch_model.bin.index.json", true, Kind::Torch),
 ];
 
+/// Whether a file is a spec file, by its name: `.yaml` or `.yml`, in capitals or not.
+pub(crate) fn is_spec_file(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("yaml") || e.eq_ignore_ascii_case("yml"))
+}
+
 impl Layout {
     /// Finds the checkpoint at `path`: a folder, or one of its weight files. Another file may describe it than the config
     /// beside them.
@@ -136,7 +141,7 @@ impl Layout {
             let weights = match name.rsplit_once('.') {
                 Some((_, "safetensors" | "bin" | "pt" | "pth")) => Source::Single(path.into(), kind),
                 Some((_, "json")) if name.ends_with(".index.json") => Source::Index(path.into(), kind),
-                Some((_, "yaml" | "yml")) => {
+                _ if is_spec_file(path) => {
                     return Err(missing("describes a model, expected its weights, and this file as --spec".into()));
                 }
                 _ => {

@@ -44,6 +44,8 @@ pub(super) enum Heads {
 pub(super) enum Ffn {
     /// It must be stated.
     Stated(&'static str),
+    /// So much by default.
+    Or(&'static str, usize),
     /// 4 times the model's by default.
     FourTimes(&'static str),
 }
@@ -83,6 +85,7 @@ pub(super) fn start(config: &Config, fields: &Fields) -> Result<Spec, ConvertErr
     let (n_kv_heads, head_dim) = heads(config, fields, d_model, n_heads)?;
     let ffn_dim = match fields.ffn {
         Ffn::Stated(name) => config.required_size(&[name])?,
+        Ffn::Or(name, default) => config.size(&[name])?.unwrap_or(default),
         Ffn::FourTimes(name) => config.size(&[name])?.unwrap_or(4 * d_model),
     };
     Ok(Spec {

@@ -35,7 +35,7 @@ mod stablelm;
 mod t5;
 mod window;
 
-use crate::checkpoint::read_small;
+use crate::checkpoint::{is_spec_file, read_small};
 use crate::config::{Config, Leftover};
 use crate::error::{ConvertError, shown};
 use std::path::Path;
@@ -206,8 +206,7 @@ impl Described {
 /// Reads a file that describes a model: a spec file (`.yaml`, `.yml`), or a config.
 pub(crate) fn read_described(path: &Path) -> Result<Described, ConvertError> {
     let (file, bytes) = (path.display().to_string(), read_small(path)?);
-    let yaml = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("yaml") || e.eq_ignore_ascii_case("yml"));
-    if yaml { spec_file::read(&file, &bytes) } else { read_config(&file, &bytes) }
+    if is_spec_file(path) { spec_file::read(&file, &bytes) } else { read_config(&file, &bytes) }
 }
 
 /// Reads a config: its family, its spec, and the fields that were not needed.

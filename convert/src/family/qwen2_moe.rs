@@ -1,6 +1,6 @@
 //! Qwen 1.5 and 2 with experts (arXiv:2407.10671), and one that all tokens take.
 
-use super::base::{Fields, Heads};
+use super::base::{Ffn, Fields, Heads};
 use super::window::{layer_types, window};
 use super::{Family, Rule, llama, qwen2, same};
 use crate::config::Config;
@@ -28,7 +28,9 @@ pub(super) const EXPERTS: &[Rule] = &[
 ];
 
 fn spec(config: &Config) -> Result<Spec, ConvertError> {
-    let fields = Fields { heads: Heads::Grouped { kv: Some(16), dim: None }, ..qwen2::FIELDS };
+    // Of no meaning where all layers have experts, and not asked for then; else what transformers takes.
+    let ffn = Ffn::Or("intermediate_size", 5632);
+    let fields = Fields { heads: Heads::Grouped { kv: Some(16), dim: None }, ffn, ..qwen2::FIELDS };
     let mut spec = llama::start(config, &fields)?;
     spec.position = llama::turning(config, &spec)?;
     spec.attention.qkv_bias = config.bool("qkv_bias", true)?;
@@ -41,24 +43,26 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
         config.harmless(&["sliding_window", "max_window_layers"]);
     }
     let shared = config.size(&["shared_expert_intermediate_size"])?.unwrap_or(5632);
-    spec.mlp.experts = Some(Experts { shared_dim: Some(shared), ..experts(config, spec.n_layers, [60, 4, 1408])? });
+    let routed = experts(config, spec.n_layers, [60, 4, 1408])?;
+    spec.mlp.experts = routed.map(|routed| Experts { shared_dim: Some(shared), ..routed });
     Ok(spec)
 }
 
-/// The experts of Qwen; how many there are, how many a token takes and how wide they are by default.
-pub(super) fn experts(config: &Config, n_layers: usize, defaults: [usize; 3]) -> Result<Experts, ConvertError> {
+/// The experts of Qwen, if a layer has some; how many there are, how many a token takes and how wide they are by default.
+pub(super) fn experts(config: &Config, n_layers: usize, defaults: [usize; 3]) -> Result<Option<Experts>, ConvertError> {
     let size = |name, default| Ok::<_, ConvertError>(config.size(&[name])?.unwrap_or(default));
     let step = size("decoder_sparse_step", 1)?;
     let plain = config.counts("mlp_only_layers")?;
     let with: Vec<usize> = (0..n_layers).filter(|i| !plain.contains(i) && (i + 1).is_multiple_of(step)).collect();
     // Only training looks at them.
     config.harmless(&["router_aux_loss_coef", "output_router_logits"]);
-    Ok(Experts {
+    let experts = Experts {
         count: size("num_experts", defaults[0])?,
         used: size("num_experts_per_tok", defaults[1])?,
         ffn_dim: size("moe_intermediate_size", defaults[2])?,
         renormalized: config.bool("norm_topk_prob", false)?,
         shared_dim: None,
-        layers: (with.len() < n_layers).then_some(with),
-    })
+        layers: Some(with.clone()).filter(|with| with.len() < n_layers),
+    };
+    Ok((!with.is_empty()).then_some(experts))
 }

@@ -1,6 +1,6 @@
 //! Qwen 3 with experts (arXiv:2505.09388).
 
-use super::base::{Fields, Heads};
+use super::base::{Ffn, Fields, Heads};
 use super::window::{layer_types, window};
 use super::{Family, llama, qwen2, qwen2_moe};
 use crate::config::Config;
@@ -17,7 +17,9 @@ pub(super) static FAMILY: Family = Family {
 };
 
 fn spec(config: &Config) -> Result<Spec, ConvertError> {
-    let fields = Fields { heads: Heads::Grouped { kv: Some(4), dim: None }, ..qwen2::FIELDS };
+    // Of no meaning where all layers have experts, and not asked for then; else what transformers takes.
+    let ffn = Ffn::Or("intermediate_size", 6144);
+    let fields = Fields { heads: Heads::Grouped { kv: Some(4), dim: None }, ffn, ..qwen2::FIELDS };
     let mut spec = llama::start(config, &fields)?;
     spec.position = llama::turning(config, &spec)?;
     llama::attention_bias(config, &mut spec)?;
@@ -30,6 +32,6 @@ fn spec(config: &Config) -> Result<Spec, ConvertError> {
         config.harmless(&["sliding_window"]);
     }
     config.harmless(&["max_window_layers"]);
-    spec.mlp.experts = Some(qwen2_moe::experts(config, spec.n_layers, [128, 8, 768])?);
+    spec.mlp.experts = qwen2_moe::experts(config, spec.n_layers, [128, 8, 768])?;
     Ok(spec)
 }

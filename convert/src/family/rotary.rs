@@ -63,9 +63,6 @@ pub(super) fn rotary_of(
     let theta = agreed(config, theta_names, rope.as_ref(), "rope_theta")?.unwrap_or(turning.theta) as f32;
     let (dims, exponent) = dims(config, rope.as_ref(), head_dim, turning.part)?;
     let scaling = rope.map(|rope| scaling_of(config, &rope, trained)).transpose()?.flatten();
-    if exponent.is_some() && !matches!(scaling, None | Some(RotaryScaling::Linear { .. })) {
-        return Err(config.error(format!("{} of the head's dimensions turn, an odd number, with scaling", dims - 1)));
-    }
     Ok(Rotary { dims, theta, exponent, pairs: Pairs::Halves, scaling })
 }
 

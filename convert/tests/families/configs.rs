@@ -128,7 +128,7 @@ fn configs_that_ask_for_something_else_are_refused() {
         (
             "neox-pythia",
             json!({"rope_parameters": {"rope_type": "dynamic", "factor": 2, "partial_rotary_factor": 0.25}}),
-            "3 of the head's dimensions turn, an odd number",
+            "rotary `exponent` 3 with scaling, expected none or a linear one",
         ),
         (
             "gptj",
@@ -279,6 +279,19 @@ fn configs_that_ask_for_something_else_are_refused() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn experts_may_be_in_all_layers_or_in_none() {
+    for (fixture, change, plain, experts) in [
+        ("qwen2-moe", json!({"intermediate_size": "REMOVE"}), None, true),
+        ("qwen3-moe", json!({"intermediate_size": "REMOVE"}), Some(6144), true),
+        ("qwen2-moe", json!({"mlp_only_layers": [0, 1], "intermediate_size": "REMOVE"}), Some(5632), false),
+        ("qwen3-moe", json!({"decoder_sparse_step": 5, "intermediate_size": 40}), Some(40), false),
+    ] {
+        let spec = spec_from_json("config.json", &changed(fixture, &change)).unwrap().0;
+        assert_eq!((spec.mlp.plain_dim(spec.n_layers), spec.mlp.experts.is_some()), (plain, experts), "{change}");
+    }
 }
 
 #[test]

@@ -85,7 +85,7 @@ fn rotaries(spec: &Spec) -> impl Iterator<Item = &Rotary> {
 
 /// The most columns that a product of this architecture has.
 fn widest(spec: &Spec) -> usize {
-    spec.d_model.max(spec.mlp.widest()).max(spec.attention.n_heads * spec.attention.head_dim)
+    spec.d_model.max(spec.mlp.widest(spec.n_layers)).max(spec.attention.n_heads * spec.attention.head_dim)
 }
 
 impl Backend for Cpu {

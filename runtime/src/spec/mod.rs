@@ -12,12 +12,14 @@
 
 mod attention;
 mod encoder;
+mod parts;
 mod position;
 mod tensors;
 mod validate;
 
 pub use attention::{Attention, FeatureMap, QkNorm, QkNormOver, Sparse, SparsePattern, Window};
 pub use encoder::Encoder;
+pub use parts::Part;
 pub use position::{Alibi, Pairs, Position, RelativeBias, Rotary, RotaryScaling, Sinusoidal};
 pub use tensors::{Role, TensorDecl};
 
@@ -175,7 +177,8 @@ impl Place {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mlp {
-    /// Inner width.
+    /// Inner width, in layers without experts; of no meaning where there are none such ([`Mlp::plain_dim`]).
+    #[serde(default)]
     pub ffn_dim: usize,
     /// The non-linearity.
     pub activation: Activation,
@@ -216,10 +219,16 @@ impl Mlp {
         self.experts.as_ref().filter(|e| e.layers.as_ref().is_none_or(|layers| layers.contains(&layer)))
     }
 
-    /// The largest inner width of all networks.
-    pub fn widest(&self) -> usize {
+    /// The inner width of the network in those of `n_layers` layers that have no experts; `None` where all have.
+    pub fn plain_dim(&self, n_layers: usize) -> Option<usize> {
+        let all = |layers: &Option<Vec<usize>>| layers.as_ref().is_none_or(|layers| layers.len() == n_layers);
+        (!self.experts.as_ref().is_some_and(|e| all(&e.layers))).then_some(self.ffn_dim)
+    }
+
+    /// The largest inner width of all networks of `n_layers` layers.
+    pub fn widest(&self, n_layers: usize) -> usize {
         let experts = self.experts.iter().flat_map(|e| [e.ffn_dim, e.shared_dim.unwrap_or(0)]);
-        experts.fold(self.ffn_dim, usize::max)
+        experts.chain(self.plain_dim(n_layers)).max().unwrap_or(0)
     }
 }
 
@@ -451,6 +460,21 @@ pub(crate) mod tests {
             spec.norm.eps = eps;
             let json = serde_json::to_string(&spec).unwrap();
             assert_eq!(serde_json::from_str::<Spec>(&json).unwrap(), spec);
+        }
+    }
+
+    #[test]
+    fn a_width_that_no_layer_has_need_not_be() {
+        let mut spec = small();
+        let experts = Experts { count: 3, used: 1, ffn_dim: 8, renormalized: true, shared_dim: None, layers: None };
+        for (layers, expected) in [(None, None), (Some(vec![0, 1]), None), (Some(vec![1]), Some(96))] {
+            spec.mlp.experts = Some(Experts { layers, ..experts.clone() });
+            assert_eq!(spec.mlp.plain_dim(spec.n_layers), expected);
+            assert_eq!(spec.mlp.widest(spec.n_layers), expected.unwrap_or(8));
+            let mut json = serde_json::to_value(&spec).unwrap();
+            json["mlp"].as_object_mut().unwrap().remove("ffn_dim");
+            let without = serde_json::from_value::<Spec>(json).unwrap().validate();
+            assert_eq!(without.is_ok(), expected.is_none(), "{without:?}");
         }
     }
 

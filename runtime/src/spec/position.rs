@@ -206,6 +206,11 @@ impl Rotary {
         if let Some(exponent) = self.exponent.filter(|e| !(1..=self.dims).contains(e)) {
             return Err(format!("rotary `exponent` is {exponent}, expected 1 to `dims` {}", self.dims));
         }
+        // What the others do to frequencies hangs on how many pairs there are, and nobody has trained such a model.
+        let linear = matches!(self.scaling, None | Some(RotaryScaling::Linear { .. }));
+        if let Some(exponent) = self.exponent.filter(|_| !linear) {
+            return Err(format!("rotary `exponent` {exponent} with scaling, expected none or a linear one"));
+        }
         positive("rotary `theta`", self.theta)?;
         let (factor, original, others) = match &self.scaling {
             None => return Ok(()),

@@ -25,7 +25,7 @@ impl Spec {
             ("n_heads", a.n_heads),
             ("n_kv_heads", a.n_kv_heads),
             ("head_dim", a.head_dim),
-            ("ffn_dim", self.mlp.ffn_dim),
+            ("ffn_dim", self.mlp.plain_dim(self.n_layers).unwrap_or(1)),
         ] {
             if value == 0 || value > MAX_COUNT {
                 return Err(format!("`{name}` is {value}, expected 1 to {MAX_COUNT}"));
@@ -196,10 +196,11 @@ pub(super) fn positive(name: &str, value: f32) -> Result<(), String> {
     if good { Ok(()) } else { Err(format!("{name} is {value}, expected a positive number")) }
 }
 
-/// Checks that a list of layers is in order, each once, and that there are so many.
+/// Checks that a list of layers has some, in order, each once, and that there are so many.
 pub(super) fn in_order(part: &str, layers: Option<&[usize]>, n_layers: usize) -> Result<(), String> {
-    let layers = layers.unwrap_or_default();
+    let Some(layers) = layers else { return Ok(()) };
     match (layers.last(), layers.windows(2).find(|pair| pair[0] >= pair[1])) {
+        (None, _) => Err(format!("{part} of no layer, expected some of {n_layers}, or no list")),
         (Some(&last), _) if last >= n_layers => Err(format!("{part} of layer {last}, there are {n_layers}")),
         (_, Some(pair)) => {
             Err(format!("{part} of layer {} behind {}, expected each once and in order", pair[1], pair[0]))
@@ -212,8 +213,8 @@ pub(super) fn in_order(part: &str, layers: Option<&[usize]>, n_layers: usize) ->
 mod tests {
     use super::super::tests::small;
     use super::super::{
-        Encoder, Experts, FeatureMap, Pairs, QkNorm, QkNormOver, RelativeBias, Rotary, Sinusoidal, Sparse,
-        SparsePattern, Window,
+        Encoder, Experts, FeatureMap, Pairs, QkNorm, QkNormOver, RelativeBias, Rotary, RotaryScaling, Sinusoidal,
+        Sparse, SparsePattern, Window,
     };
     use super::*;
 
@@ -229,7 +230,7 @@ mod tests {
 
     #[test]
     fn rejects_numbers_that_do_not_fit_together() {
-        let cases: [(&str, Change); 32] = [
+        let cases: [(&str, Change); 36] = [
             ("encoder `n_layers` is 0, expected 1 to", |s| s.encoder = Some(Encoder { n_layers: 0, start_id: 0 })),
             ("encoder `start_id` 50 is outside the vocabulary of 50", |s| {
                 s.encoder = Some(Encoder { n_layers: 1, start_id: 50 });
@@ -267,6 +268,11 @@ mod tests {
             ("16777216 experts in each of 2 layers, at most 131072 in all", |s| {
                 s.mlp.experts = Some(experts(1 << 24, None));
             }),
+            ("experts of no layer, expected some of 2", |s| s.mlp.experts = Some(experts(4, Some(vec![])))),
+            ("sparse attention of no layer", |s| s.attention.sparse = Some(sparse(3, Some(vec![])))),
+            ("window of no layer", |s| {
+                s.attention.window = Some(Window { size: 3, layers: Some(vec![]), rotary: None });
+            }),
             ("experts of layer 1 behind 1", |s| s.mlp.experts = Some(experts(4, Some(vec![1, 1])))),
             ("`context_length` 65537 of a text that is read at once, at most 65536", |s| {
                 (s.attention.causal, s.context_length) = (false, 65_537);
@@ -281,6 +287,10 @@ mod tests {
             ("`n_heads` 3 is not a multiple of `n_kv_heads` 2", |s| s.attention.n_kv_heads = 2),
             ("`head_dim` is 1024, at most 512", |s| s.attention.head_dim = 1024),
             ("rotary `dims` is 3", |s| s.position = Position::Rotary(Rotary::new(3, 1e4))),
+            ("rotary `exponent` 3 with scaling, expected none or a linear one", |s| {
+                let scaling = Some(RotaryScaling::Dynamic { factor: 2.0, original: 40 });
+                s.position = Position::Rotary(Rotary { exponent: Some(3), scaling, ..Rotary::new(4, 1e4) });
+            }),
             ("rotary `theta` is NaN", |s| s.position = Position::Rotary(Rotary::new(4, f32::NAN))),
             ("norm eps is -1", |s| s.norm.eps = -1.0),
             ("attention scale is inf", |s| s.attention.scale = f32::INFINITY),

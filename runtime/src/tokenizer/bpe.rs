@@ -348,7 +348,7 @@ fn composed(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.nfc().map(|(c, _)| c).collect())
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "json-tokenizer"))]
 mod tests {
     use super::super::Tokenizer;
     use super::super::tests::parts;

@@ -113,7 +113,7 @@ pub(super) const KEYS: &[Key] = &[
     key("attention_sinks", FLAG, "false", "a trained score for each head that takes its share of the probabilities and has no value"),
     key("qkv_clip", NUMBER, "none", "queries, keys and values are clamped to plus and minus this"),
     key("qk_norm", Values::OneOf(|| kinds::names(kinds::QK_NORMS)), "none", "a norm of queries and keys before they turn: of each head (one gain for all, or one each), or of all heads together"),
-    key("qk_norm_type", Values::OneOf(|| kinds::names(kinds::HEAD_NORMS)), "`norm_type`", "which").with(&[QK_NORM]),
+    key("qk_norm_type", Values::OneOf(|| kinds::names(kinds::HEAD_NORMS)), "`norm_type`, required with scalenorm", "which").with(&[QK_NORM]),
     key("qk_norm_eps", NUMBER, "`norm_eps`", "added to its variance").with(&[QK_NORM]),
     key("qk_norm_gain", FLAG, "true", "whether it has a gain").with(&[QK_NORM]),
     key("qk_norm_bias", FLAG, "true with layernorm, else false", "whether it has a bias").with(&[QK_NORM]),

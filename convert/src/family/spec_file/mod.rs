@@ -22,7 +22,7 @@ use super::{Described, Family, Order, Rule, rule, same};
 use crate::checkpoint::Weights;
 use crate::config::{Config, Leftover};
 use crate::error::ConvertError;
-use kinds::{Network, Sees, kind, required};
+use kinds::{Network, Sees, kind, names, required};
 use tidbit_runtime::spec::{
     Attention, Embedding, Encoder, Experts, FeatureMap, Head, Logits, Mlp, Norm, NormKind, Place, Pooling, Position,
     QkNorm, Residual, Rotary, Scales, Sparse, SparsePattern, Spec, Trained, Window,
@@ -241,7 +241,15 @@ fn trained(config: &Config, norm: NormKind, [gain, bias]: [&str; 2]) -> Result<T
 
 fn qk_norm(config: &Config, norm: &Norm) -> Result<Option<QkNorm>, ConvertError> {
     let Some(over) = kind(config, "qk_norm", kinds::QK_NORMS)?.flatten() else { return Ok(None) };
-    let norm_kind = kind(config, "qk_norm_type", kinds::HEAD_NORMS)?.unwrap_or(norm.kind);
+    let norm_kind = match kind(config, "qk_norm_type", kinds::HEAD_NORMS)? {
+        Some(kind) => kind,
+        None if kinds::HEAD_NORMS.iter().any(|(_, kind)| *kind == norm.kind) => norm.kind,
+        None => {
+            let expected =
+                format!("one of: {}, because `norm_type` is none of them", names(kinds::HEAD_NORMS).join(", "));
+            return Err(config.refuse("qk_norm_type", expected));
+        }
+    };
     let eps = number(config, "qk_norm_eps")?.unwrap_or(norm.eps);
     Ok(Some(QkNorm {
         kind: norm_kind,

@@ -348,6 +348,11 @@ const WRONG: &[(&[(&str, &str)], &str)] = &[
         "expected it only with `qk_norm` per_head or per_head_gain or all_heads, which is none",
     ),
     (
+        &[("qk_norm", "per_head"), ("norm_type", "scalenorm")],
+        "`qk_norm_type` missing, expected one of: layernorm, rmsnorm, because `norm_type` is none of them",
+    ),
+    (&[("rope_dims", "4"), ("rope_exponent", "3"), ("rope_scaling", "{type: yarn, factor: 2}")], "rotary `exponent` 3"),
+    (
         &[("norm_gain", "false"), ("norm_bias", "true")],
         "`norm_bias` is true, expected false, because `norm_gain` is false",
     ),

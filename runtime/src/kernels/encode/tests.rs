@@ -1,6 +1,7 @@
 //! Encoders: the same bytes on every instruction set and from every layout, and scales that are good.
 
 use super::*;
+use crate::kernels::tests::cases;
 use half::{bf16, f16};
 use proptest::prelude::*;
 
@@ -37,7 +38,7 @@ fn encode(k: Kernels, quant: QuantType, source: &Source<'_>, shape: [usize; 2]) 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 80, ..ProptestConfig::default() })]
+    #![proptest_config(cases(80))]
 
     #[test]
     fn the_bytes_depend_on_neither_isa_nor_layout(rows in 1usize..70, cols in 1usize..140, seed: u64, exponent in -24i32..12) {
