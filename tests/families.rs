@@ -252,6 +252,7 @@ fn position_of(spec: &Spec) -> Vec<&'static str> {
         Position::Learned => return vec!["learned positions"],
         Position::Sinusoidal(_) => return vec!["sinusoidal positions"],
         Position::RelativeBias(_) => return vec!["relative biases"],
+        Position::TransformerXl(_) => return vec!["Transformer-XL positions"],
         Position::Alibi(alibi) => return vec![if alibi.bf16 { "ALiBi in bf16" } else { "ALiBi" }],
         Position::None => return vec!["no positions"],
         Position::Rotary(rotary) => rotary,

@@ -77,6 +77,7 @@ impl Device {
                 (&parts, layer, ops::Sees::Before),
                 heads,
                 &scoring,
+                None,
                 &qkv,
                 &mut out,
             );

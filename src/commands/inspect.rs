@@ -171,6 +171,9 @@ fn describe(spec: &Spec, cache_type: CacheType) -> String {
         Position::RelativeBias(bias) => {
             format!("relative biases, {} buckets up to a distance of {}", bias.buckets, bias.max_distance)
         }
+        Position::TransformerXl(of) => {
+            format!("Transformer-XL, keys of {} distances", HumanCount(of.distances() as u64))
+        }
         Position::None => "none".into(),
     };
     let norm = match spec.norm.kind {

@@ -18,7 +18,7 @@ mod validate;
 
 pub use attention::{Attention, FeatureMap, QkNorm, QkNormOver, Sparse, SparsePattern, Window};
 pub use encoder::Encoder;
-pub use position::{Alibi, Pairs, Position, RelativeBias, Rotary, RotaryScaling, Sinusoidal};
+pub use position::{Alibi, Pairs, Position, RelativeBias, Rotary, RotaryScaling, Sinusoidal, TransformerXl};
 pub use tensors::{Role, TensorDecl};
 
 use serde::{Deserialize, Serialize};
@@ -400,6 +400,7 @@ impl Spec {
             | Position::Rotary(_)
             | Position::Alibi(_)
             | Position::RelativeBias(_)
+            | Position::TransformerXl(_)
             | Position::None => MAX_COUNT,
         }
     }
