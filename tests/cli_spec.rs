@@ -195,7 +195,7 @@ fn wrong_descriptions_are_one_line_and_leave_nothing_behind() {
             YAML.replace("rotary", "rotery"),
             &[
                 "`pos_type` is \"rotery\"",
-                "learned, sinusoidal, rotary, alibi, relative_bias, none",
+                "learned, sinusoidal, rotary, alibi, relative_bias, transformer_xl, none",
                 "did you mean rotary?",
             ],
         ),

@@ -89,6 +89,7 @@ fn yaml_of(spec: &Spec) -> String {
         Position::Learned => "learned",
         Position::Sinusoidal(_) => "sinusoidal",
         Position::RelativeBias(_) => "relative_bias",
+        Position::TransformerXl(_) => "transformer_xl",
         Position::Rotary(_) => "rotary",
         Position::Alibi(_) => "alibi",
         Position::None => "none",

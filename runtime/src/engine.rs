@@ -33,7 +33,7 @@ use crate::forward::{self, Activations, Batch};
 use crate::kernels::{self, Kernels};
 use crate::kv_cache::KvCache;
 use crate::model::Model;
-use crate::ops::Buffer;
+use crate::ops::{Buffer, RelativeKeys};
 use crate::quant::PANEL_ROWS;
 use crate::sequence::{Memory, Sequence};
 use crate::spec::{Head, Spec};
@@ -187,7 +187,7 @@ impl Engine {
             return Err(SessionError::Threads { asked: threads, most: MAX_THREADS });
         }
         let max_batch = options.max_batch.unwrap_or(MAX_BATCH).max(least_batch(spec));
-        let backend = Cpu::new(kernels::active()?, threads, spec, max_batch)?;
+        let backend = Cpu::new(kernels::active()?, threads, model, max_batch)?;
         Ok(Self {
             acts: Activations::new(&backend, spec, max_batch)?,
             finished: backend.buffer(1, spec.d_model)?,
@@ -222,10 +222,11 @@ impl Engine {
         self.max_batch
     }
 
-    /// Bytes of scratch memory.
+    /// Bytes of scratch memory, and of the keys of distances, which engines of a model share.
     pub fn scratch_bytes(&self) -> usize {
         Activations::<Cpu>::elements(self.model.spec(), self.max_batch) * 4
             + self.backend.scratch_bytes()
+            + RelativeKeys::bytes_of(self.model.spec())
             + self.finished.bytes()
             + self.logits.bytes()
     }
@@ -235,7 +236,9 @@ impl Engine {
     pub fn scratch_bytes_of(spec: &Spec, max_batch: usize) -> usize {
         let max_batch = max_batch.max(least_batch(spec));
         let row = spec.d_model.next_multiple_of(PANEL_ROWS) + spec.vocab_size.next_multiple_of(PANEL_ROWS);
-        (Activations::<Cpu>::elements(spec, max_batch) + row) * 4 + Cpu::scratch_bytes_of(spec, max_batch)
+        (Activations::<Cpu>::elements(spec, max_batch) + row) * 4
+            + Cpu::scratch_bytes_of(spec, max_batch)
+            + RelativeKeys::bytes_of(spec)
     }
 
     /// Setting it stops a running [`step`](Self::step) before its next block. It stays set until the caller clears it.

@@ -26,11 +26,11 @@
 use crate::error::SessionError;
 use crate::format::{Contents, ModelFile, Stored};
 pub use crate::kernels::CacheType;
-use crate::kernels::{HeadCache, KEYS, Kernels};
+use crate::kernels::{CHUNK, HeadCache, KEYS, Kernels};
 use crate::linear_state::LinearState;
 use crate::pages::Page;
 use crate::quant::{PANEL_ROWS, QuantType};
-use crate::spec::{MAX_HEAD_DIM, Spec, Window};
+use crate::spec::{MAX_HEAD_DIM, Sparse, Spec, Window};
 use crate::threads::Pool;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -136,15 +136,22 @@ pub fn bytes_of(spec: &Spec, cache_type: CacheType, context: usize) -> usize {
     context.div_ceil(KEYS).saturating_mul(layer * (spec.n_layers - windowed)).saturating_add(window)
 }
 
-/// Bytes of the cache that a token at `position` reads; of sparse attention, what it steps over is counted too.
+/// Bytes of the cache that a token at `position` reads; of sparse attention, the chunks of which it sees something.
 pub fn bytes_read(spec: &Spec, cache_type: CacheType, position: usize) -> usize {
-    if spec.attention.feature_map.is_some() {
+    let a = &spec.attention;
+    if a.feature_map.is_some() {
         return LinearState::bytes_of(spec);
     }
-    let windowed = windowed_layers(spec);
-    let seen = spec.attention.window.as_ref().map_or(position, |window| position.min(window.size));
-    let layer = spec.attention.n_kv_heads * cache_type.head_bytes(spec.attention.head_dim);
-    layer * (seen * windowed + position * (spec.n_layers - windowed))
+    let chunks = |sparse: &Sparse| {
+        let chunks = (0..position).step_by(CHUNK).map(|first| first..position.min(first + CHUNK));
+        chunks.filter(|keys| sparse.sees_some(position, keys.clone())).map(|keys| keys.len()).sum()
+    };
+    let seen = |layer| match (a.window_of(layer), a.sparse_of(layer)) {
+        (Some(window), _) => position.min(window.size),
+        (None, Some(sparse)) => chunks(sparse),
+        (None, None) => position,
+    };
+    a.n_kv_heads * cache_type.head_bytes(a.head_dim) * (0..spec.n_layers).map(seen).sum::<usize>()
 }
 
 /// Layers that see only the last positions.

@@ -4,6 +4,7 @@
 
 use crate::error::{FormatError, TokenizerError};
 use crate::format::{ModelFile, TOKENIZER_TABLES};
+use crate::ops::RelativeKeys;
 use crate::quant::Matrix;
 use crate::spec::{Head, NormKind, Position, QkNormOver, RelativeBias, Residual, Spec, Trained};
 use crate::tokenizer::Tokenizer;
@@ -90,6 +91,8 @@ pub struct ScoreWeights {
     pub sinks: Vec<f32>,
     /// The same for all layers.
     pub relative: Option<Arc<RelativeBiases>>,
+    /// Of distances, in each layer.
+    pub keys: Option<Arc<RelativeKeys>>,
 }
 
 /// Biases of scores by distance.
@@ -250,6 +253,7 @@ impl Stack<'_> {
                 | Position::Rotary(_)
                 | Position::Alibi(_)
                 | Position::RelativeBias(_)
+                | Position::TransformerXl(_)
                 | Position::None => None,
             },
             layers: (0..spec.n_layers).map(|i| self.layer(i, relative.clone())).collect::<Result<_, _>>()?,
@@ -275,6 +279,7 @@ impl Stack<'_> {
             scores: ScoreWeights {
                 sinks: if a.sinks { self.file.vector(&name("attn.sinks"))? } else { Vec::new() },
                 relative,
+                keys: self.relative_keys(&name("attn"))?,
             },
             attn_out: self.linear(&name("attn.out"), a.out_bias)?,
             attn_post_norm: self.norm_if(place.behind(), &name("attn_post_norm"))?,
@@ -324,6 +329,13 @@ impl Stack<'_> {
         let dim = |heads| if qk.over == QkNormOver::Head { a.head_dim } else { heads * a.head_dim };
         let queries = self.norm(&format!("{name}.q_norm"), (qk.kind, qk.trained), dim(a.n_heads))?;
         Ok(Some([queries, self.norm(&format!("{name}.k_norm"), (qk.kind, qk.trained), dim(a.n_kv_heads))?]))
+    }
+
+    fn relative_keys(&self, name: &str) -> Result<Option<Arc<RelativeKeys>>, FormatError> {
+        let Position::TransformerXl(of) = &self.spec.position else { return Ok(None) };
+        let bias = |part: &str| self.file.vector(&format!("{name}.{part}"));
+        let weight = self.file.matrix(&format!("{name}.relative.weight"))?;
+        Ok(Some(Arc::new(RelativeKeys::new(weight, [bias("content_bias")?, bias("position_bias")?], of))))
     }
 
     fn linear(&self, name: &str, bias: bool) -> Result<Linear, FormatError> {

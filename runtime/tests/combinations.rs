@@ -15,7 +15,8 @@ use tidbit_runtime::model::Model;
 use tidbit_runtime::sequence::{Sequence, SequenceOptions};
 use tidbit_runtime::spec::{
     Activation, Alibi, Encoder, Experts, FeatureMap, Head, Norm, NormKind, Pairs, Place, Position, QkNorm, QkNormOver,
-    RelativeBias, Residual, Rotary, RotaryScaling, Scales, Sinusoidal, Sparse, SparsePattern, Spec, Trained, Window,
+    RelativeBias, Residual, Rotary, RotaryScaling, Scales, Sinusoidal, Sparse, SparsePattern, Spec, Trained,
+    TransformerXl, Window,
 };
 
 /// A kind of a part, and how a spec gets it.
@@ -37,6 +38,7 @@ const PARTS: &[(&str, &[Kind])] = &[
             }),
             ("ALiBi", |s| s.position = Position::Alibi(Alibi { max_bias: 8.0, bf16: false })),
             ("relative", |s| s.position = Position::RelativeBias(RelativeBias { buckets: 8, max_distance: 15 })),
+            ("Transformer-XL", |s| s.position = Position::TransformerXl(TransformerXl { max_distance: 17 })),
         ],
     ),
     (
@@ -199,16 +201,24 @@ const CONFLICTS: &[([(&str, &[&str]); 2], &str)] = &[
     ),
     ([("attention", &["bidirectional"]), ("position", &["ALiBi"])], "attention that is not causal, with ALiBi"),
     (
+        [("attention", &["bidirectional"]), ("position", &["Transformer-XL"])],
+        "attention that is not causal, with Transformer-XL positions",
+    ),
+    (
+        [("scores", &["capped", "capped with sinks"]), ("position", &["Transformer-XL"])],
+        "Transformer-XL positions with a `softcap`",
+    ),
+    (
         [
             ("attention", &["windows of other rotary"]),
-            ("position", &["none", "learned", "sinusoidal", "fairseq", "ALiBi", "relative"]),
+            ("position", &["none", "learned", "sinusoidal", "fairseq", "ALiBi", "relative", "Transformer-XL"]),
         ],
         "a window with `rotary`, other layers have none",
     ),
     (
         [
             ("attention", &["linear"]),
-            ("position", &["rotary", "partial rotary", "interleaved rotary", "ALiBi", "relative"]),
+            ("position", &["rotary", "partial rotary", "interleaved rotary", "ALiBi", "relative", "Transformer-XL"]),
         ],
         "linear attention with",
     ),
@@ -230,6 +240,7 @@ const CONFLICTS: &[([(&str, &[&str]); 2], &str)] = &[
     ),
     ([("encoder", &["there"]), ("attention", &["bidirectional"])], "attention that is not causal, with a head"),
     ([("encoder", &["there"]), ("position", &["ALiBi"])], "an encoder with ALiBi"),
+    ([("encoder", &["there"]), ("position", &["Transformer-XL"])], "an encoder with Transformer-XL positions"),
     ([("encoder", &["there"]), ("scores", &["sinks", "capped with sinks"])], "an encoder with sinks"),
     (
         [
@@ -448,6 +459,9 @@ fn long_texts_are_what_the_reference_makes_of_them() {
     for kind in [1, 4, 8] {
         cases.push([(part("encoder"), 1), (position, kind), (attention, 0)]);
     }
+    for kind in [1, 4] {
+        cases.push([(position, 9), (attention, kind), (scores, 4)]);
+    }
     for (seed, case) in cases.into_iter().enumerate() {
         let mut choice = vec![0; PARTS.len()];
         for (part, kind) in case {
@@ -464,6 +478,9 @@ fn long_texts_are_what_the_reference_makes_of_them() {
         if let Some(sparse) = &mut spec.attention.sparse {
             // Whole chunks between what is seen from afar are not seen.
             (sparse.block, sparse.local, sparse.stride) = (20, 3, 28);
+        }
+        if let Position::TransformerXl(of) = &mut spec.position {
+            of.max_distance = 500;
         }
         if !spec.attention.causal {
             spec.head = Head::None;

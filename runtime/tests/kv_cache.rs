@@ -5,7 +5,7 @@ mod support;
 use tidbit_runtime::kernels::{self, Kernels, Scoring};
 use tidbit_runtime::kv_cache::{self, CacheType, KvCache, Part};
 use tidbit_runtime::ops::{self, Buffer};
-use tidbit_runtime::spec::Spec;
+use tidbit_runtime::spec::{Sparse, SparsePattern, Spec, Window};
 use tidbit_runtime::threads::Pool;
 
 const CONTEXT: usize = 400;
@@ -77,6 +77,7 @@ impl Device {
                 (&parts, layer, ops::Sees::Before),
                 heads,
                 &scoring,
+                None,
                 &qkv,
                 &mut out,
             );
@@ -218,4 +219,18 @@ fn texts_in_one_batch_are_what_each_is_alone() {
             }
         }
     }
+}
+
+#[test]
+fn what_is_read_of_a_cache_is_what_is_seen() {
+    let mut spec = spec();
+    let token = kv_cache::bytes_per_token(&spec, CacheType::F16);
+    let read = |spec: &Spec| kv_cache::bytes_read(spec, CacheType::F16, 2000) as f64 / token as f64;
+    assert_eq!(read(&spec), 2000.0);
+    spec.attention.window = Some(Window { size: 100, layers: Some(vec![1]), rotary: None });
+    assert_eq!(read(&spec), 1050.0);
+    // Of its chunks of 256 positions, a text sees the last and the one with block 26, one of every 40 back.
+    let sparse = Sparse { block: 30, local: 2, stride: 40, pattern: SparsePattern::Strided, layers: Some(vec![0]) };
+    (spec.attention.window, spec.attention.sparse) = (None, Some(sparse));
+    assert_eq!(read(&spec), 1000.0 + (256.0 + 2000.0 - 7.0 * 256.0) / 2.0);
 }

@@ -47,7 +47,7 @@ struct Whole {
 
 impl Whole {
     fn new(model: &Model, cache_type: CacheType, context: usize) -> Self {
-        let backend = Cpu::new(kernels::active().unwrap(), 1, model.spec(), 128).unwrap();
+        let backend = Cpu::new(kernels::active().unwrap(), 1, model, 128).unwrap();
         let acts = Activations::new(&backend, model.spec(), 128).unwrap();
         let cache = KvCache::new(model.spec(), cache_type, context).unwrap();
         Self { model: model.clone(), backend, acts, cache, position: 0 }

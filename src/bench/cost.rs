@@ -20,8 +20,9 @@ impl Cost {
             // Single rows of the embeddings are read, unless the embedding is the head too.
             let head = name == "head.weight" || (name == "embed.tokens" && spec.head == Head::Tied);
             let rows = name == "embed.tokens" || name == "embed.positions";
-            // What an encoder reads is read once, and made into keys and values for the decoder once.
-            let before = name.starts_with("encoder.") || name.contains(".cross.kv.");
+            // What an encoder reads is read once, and made into keys and values for the decoder once; so are keys of distances.
+            let once = [".cross.kv.", ".attn.relative."].iter().any(|part| name.contains(part));
+            let before = name.starts_with("encoder.") || once;
             let read = head || (!rows && !before && stored != Stored::Bytes);
             if !read || expert(name).is_some_and(|expert| expert >= used) {
                 continue;

@@ -108,7 +108,7 @@ impl<'a> Calibrator<'a> {
         cancel: Cancel<'a>,
     ) -> Result<Self, SessionError> {
         let spec = model.spec();
-        let mut backend = Tapped::new(Cpu::new(kernels, threads, spec, window)?);
+        let mut backend = Tapped::new(Cpu::new(kernels, threads, model, window)?);
         let mut acts = Activations::new(&backend, spec, window)?;
         let positions: Vec<usize> = (0..window).collect();
         let mut states = Vec::new();

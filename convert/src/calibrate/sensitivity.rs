@@ -74,7 +74,7 @@ fn measure_now(
         let reason = "is an encoder, which predicts nothing: how much a matrix matters cannot be measured";
         return Err(ConvertError::container(model.file().path(), reason));
     };
-    let backend = Cpu::new(kernels, threads, spec, n)?;
+    let backend = Cpu::new(kernels, threads, model, n)?;
     let acts = Activations::new(&backend, spec, n)?;
     let cache = KvCache::new(spec, CacheType::F32, n)?;
     let (finished, logits) = (Buffer::new(ROWS, spec.d_model)?, Buffer::new(ROWS, spec.vocab_size)?);

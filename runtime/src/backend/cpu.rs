@@ -4,8 +4,8 @@ use super::{Backend, CacheType, Chosen, Epilogue, Part};
 use crate::error::SessionError;
 use crate::kernels::{Biases, Kernels, Scoring};
 use crate::kv_cache::{self, KvCache};
-use crate::model::{Linear, NormWeights, ScoreWeights};
-use crate::ops::{self, Buffer, MatmulScratch, Rotation, Sees};
+use crate::model::{Linear, Model, NormWeights, ScoreWeights};
+use crate::ops::{self, Buffer, MatmulScratch, RelativeKeys, Rotation, Sees};
 use crate::quant::Matrix;
 use crate::spec::{Activation, Alibi, FeatureMap, NormKind, Position, QkNormOver, Rotary, Sinusoidal, Spec};
 use crate::threads::Pool;
@@ -23,23 +23,23 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A device for batches of up to `max_tokens` of models like `spec`.
+    /// A device for batches of up to `max_tokens` of a model.
     ///
     /// # Errors
-    /// When threads cannot be started.
-    pub fn new(kernels: Kernels, n_threads: usize, spec: &Spec, max_tokens: usize) -> Result<Self, SessionError> {
+    /// When threads or memory cannot be had.
+    pub fn new(kernels: Kernels, n_threads: usize, model: &Model, max_tokens: usize) -> Result<Self, SessionError> {
+        let spec = model.spec();
         let rotations = rotaries(spec).map(|rotary| Rotation::new(rotary, max_tokens)).collect::<Result<_, _>>()?;
         let slopes = match &spec.position {
             Position::Alibi(alibi) => slopes(alibi, spec.attention.n_heads),
             _ => Vec::new(),
         };
-        Ok(Self {
-            kernels,
-            pool: Pool::new(n_threads).map_err(SessionError::Spawn)?,
-            scratch: MatmulScratch::new(max_tokens, widest(spec))?,
-            rotations,
-            slopes,
-        })
+        let mut pool = Pool::new(n_threads).map_err(SessionError::Spawn)?;
+        if let Position::TransformerXl(of) = &spec.position {
+            let layers = model.weights().layers.iter().filter_map(|layer| layer.scores.keys.as_deref());
+            RelativeKeys::prepare(layers, (kernels, &mut pool), (of, spec.d_model))?;
+        }
+        Ok(Self { kernels, pool, scratch: MatmulScratch::new(max_tokens, widest(spec))?, rotations, slopes })
     }
 
     /// The kernels in use.
@@ -78,6 +78,7 @@ fn rotaries(spec: &Spec) -> impl Iterator<Item = &Rotary> {
         | Position::Sinusoidal(_)
         | Position::Alibi(_)
         | Position::RelativeBias(_)
+        | Position::TransformerXl(_)
         | Position::None => None,
     };
     usual.into_iter().chain(spec.attention.window.as_ref().and_then(|w| w.rotary.as_ref()))
@@ -237,7 +238,8 @@ impl Backend for Cpu {
         };
         let heads = (a.n_heads, a.n_kv_heads);
         let sees = if a.causal { Sees::Before } else { Sees::Text };
-        ops::attention((self.kernels, &mut self.pool), (parts, layer, sees), heads, &scoring, qkv, out);
+        let keys = scores.keys.as_deref();
+        ops::attention((self.kernels, &mut self.pool), (parts, layer, sees), heads, &scoring, keys, qkv, out);
     }
 
     fn remember(&mut self, memory: &mut KvCache, layer: usize, kv: &Buffer, n_tokens: usize) {
@@ -251,7 +253,7 @@ impl Backend for Cpu {
         let scoring = Scoring { cap: a.softcap.unwrap_or(0.0), ..Scoring::scaled(a.scale_of(layer)) };
         let heads = (a.n_heads, a.n_kv_heads);
         let device = (self.kernels, &mut self.pool);
-        ops::attention(device, (parts, layer, Sees::Memory), heads, &|_| scoring, queries, out);
+        ops::attention(device, (parts, layer, Sees::Memory), heads, &|_| scoring, None, queries, out);
     }
 
     fn attend_linearly(

@@ -30,7 +30,7 @@ use crate::threads::BlockMut;
 use std::ops::Range;
 
 pub use encode::{Element, Layout, Source};
-pub(crate) use generic::attention::KEYS;
+pub(crate) use generic::attention::{CHUNK, KEYS};
 
 /// 32 activations in 8 bits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -124,9 +124,9 @@ impl HeadCache<'_> {
             .as_ptr()
     }
 
-    /// What lies behind the first block: another head's, to be asked for ahead.
-    fn after(&self) -> *const u8 {
-        self.block(0).wrapping_add(KEYS * self.cache_type.head_bytes(self.head_dim))
+    /// What lies behind a block: another head's, to be asked for ahead.
+    fn after(&self, page: usize) -> *const u8 {
+        self.block(page).wrapping_add(KEYS * self.cache_type.head_bytes(self.head_dim))
     }
 }
 

@@ -446,6 +446,40 @@ fn attention_is_right() {
 }
 
 #[test]
+fn chunks_of_which_no_query_sees_anything_are_not_read() {
+    let (head_dim, first, n) = (20, 2000, 3);
+    let (q, kv) = operands(head_dim, first + n, n, 9);
+    for pattern in [SparsePattern::Strided, SparsePattern::Fixed] {
+        let sparse = Sparse { block: 30, local: 2, stride: 40, pattern, layers: None };
+        let scoring = Scoring { sparse: Some(&sparse), ..Scoring::scaled(SCALE) };
+        let seen = |page: usize| {
+            let chunk = page * KEYS / CHUNK * CHUNK;
+            (0..n).any(|i| (chunk..(chunk + CHUNK).min(first + i + 1)).any(|key| sparse.sees(first + i, key)))
+        };
+        for (k, cache_type) in all().into_iter().flat_map(|k| CacheType::ALL.map(|t| (k, t))) {
+            let mut pool = Pool::new(1).unwrap();
+            let mut cache = KvCache::new(&one_head(head_dim), cache_type, first + n).unwrap();
+            let mut parts = [Part { cache: &mut cache, positions: 0..first + n, row: 0, memory: None }];
+            kv_cache::store((k, &mut pool), 0, &mut parts, (&kv, 2 * head_dim));
+            let whole = cache.head(0, 0);
+            // A page of a byte: to ask for what it should hold would be a panic.
+            let page = |(i, page): (usize, &Page)| if seen(i) { page.clone() } else { Page::new(1).unwrap() };
+            let pages: Vec<Page> = whole.pages.iter().enumerate().map(page).collect();
+            let left_out = (0..pages.len()).filter(|&page| !seen(page)).count();
+            assert_eq!(left_out, 6 * CHUNK / KEYS, "{pattern:?}");
+            let mut attend = |pages: &[Page]| {
+                let mut out = vec![0.0; n * head_dim];
+                pool.run_blocks(&mut out, head_dim, n, head_dim, &|_, _, mut block| {
+                    k.attention((&q, head_dim), first, scoring, HeadCache { pages, ..whole }, &mut block);
+                });
+                bits(&out)
+            };
+            assert_eq!(attend(&pages), attend(whole.pages), "{} {cache_type:?} {pattern:?}", k.name());
+        }
+    }
+}
+
+#[test]
 fn damage_in_a_cache_of_bytes_shows() {
     let (head_dim, first) = (20, 70);
     for k in all() {

@@ -1,6 +1,6 @@
 //! Attention over the caches of one or several texts.
 
-use super::Buffer;
+use super::{Buffer, RelativeKeys};
 use crate::kernels::{Biases, Kernels, Scoring};
 use crate::kv_cache::Part;
 use crate::threads::Pool;
@@ -20,7 +20,9 @@ pub enum Sees {
 }
 
 /// Rows of `out` `[n_tokens, n_heads * head_dim]` become the attention of the queries, which lead the rows of `queries`, to
-/// what they see. The caches hold the keys and values of the tokens themselves already. `scoring` says how a head makes scores. One parallel region serves all parts, which lie in the batch in order and without gaps.
+/// what they see. The caches hold the keys and values of the tokens themselves already. `scoring` says how a head makes scores, to
+/// which `relative` adds where keys stand. One parallel region serves all parts, which lie in the batch in order and without
+/// gaps.
 ///
 /// # Panics
 /// When shapes do not fit together.
@@ -29,6 +31,7 @@ pub fn attention<'a>(
     (parts, layer, sees): (&[Part<'_>], usize, Sees),
     (n_heads, n_kv_heads): (usize, usize),
     scoring: &(dyn Fn(usize) -> Scoring<'a> + Sync),
+    relative: Option<&RelativeKeys>,
     queries: &Buffer,
     out: &mut Buffer,
 ) {
@@ -44,14 +47,18 @@ pub fn attention<'a>(
         if head >= n_heads {
             return;
         }
+        let mut room = Vec::new();
         for part in parts {
             let start = rows.start.max(part.row);
             let end = rows.end.min(part.row + part.positions.len());
             if start < end {
                 // To the kernel a query sees what stands before it. Where it sees all of a text, each runs by itself, as if
-                // it were the last.
+                // it were the last; and by itself where it has biases of its own.
                 let (cache, together, position) = match sees {
-                    Sees::Before => (&*part.cache, end - start, part.positions.start + start - part.row),
+                    Sees::Before => {
+                        let together = if relative.is_some() { 1 } else { end - start };
+                        (&*part.cache, together, part.positions.start + start - part.row)
+                    }
                     Sees::Text => (&*part.cache, 1, part.positions.end - 1),
                     Sees::Memory => {
                         let (memory, tokens) = part.memory.expect("a text was read");
@@ -60,12 +67,18 @@ pub fn attention<'a>(
                 };
                 let cache = cache.head(layer, head / (n_heads / n_kv_heads));
                 for first in (start..end).step_by(together) {
-                    let q = &queries[first * q_stride + head * head_dim..];
+                    let position = if sees == Sees::Before { position + first - start } else { position };
+                    let mut q = &queries[first * q_stride + head * head_dim..];
                     let mut out = block.rows_mut(first - rows.start..first - rows.start + together);
                     let mut scoring = scoring(head);
                     if let (Some(biases), Sees::Text) = (scoring.biases, sees) {
                         let before = part.positions.len() - 1 - (first - part.row);
                         scoring.biases = Some(Biases { before, ..biases });
+                    }
+                    if let Some(relative) = relative {
+                        let n = scoring.window.min(position + 1);
+                        let (query, biases) = relative.meet((head, &q[..head_dim]), (n, scoring.scale), &mut room);
+                        (q, scoring.biases) = (query, Some(biases));
                     }
                     kernels.attention((q, q_stride), position, scoring, cache, &mut out);
                 }

@@ -9,6 +9,7 @@ mod embed;
 mod linear_attention;
 mod matmul;
 mod norm;
+mod relative;
 mod rotary;
 mod rows;
 
@@ -17,6 +18,7 @@ pub use embed::{embed, embed_positions, embed_sinusoids};
 pub use linear_attention::linear_attention;
 pub use matmul::{MatmulScratch, matmul};
 pub use norm::{norm, norm_groups};
+pub use relative::RelativeKeys;
 pub use rotary::Rotation;
 pub use rows::{add, copy, each_row};
 

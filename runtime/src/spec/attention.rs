@@ -5,6 +5,7 @@
 use super::validate::in_order;
 use super::{MAX_COUNT, NormKind, Rotary, Trained, is_default, is_yes, yes};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Multi-head self-attention.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,12 +93,18 @@ pub enum SparsePattern {
 impl Sparse {
     /// Whether a query sees a key that is not behind it.
     pub fn sees(&self, query: usize, key: usize) -> bool {
-        let (query, key) = (query / self.block, key / self.block);
-        let far = match self.pattern {
-            SparsePattern::Strided => query - key,
-            SparsePattern::Fixed => key + 1,
+        self.sees_some(query, key..key + 1)
+    }
+
+    /// Whether a query sees some of these keys, of which there is one at least, and none behind it.
+    pub fn sees_some(&self, query: usize, keys: Range<usize>) -> bool {
+        let (query, first, last) = (query / self.block, keys.start / self.block, (keys.end - 1) / self.block);
+        // Between the least and the most is a multiple of the stride.
+        let (least, most) = match self.pattern {
+            SparsePattern::Strided => (query - last, query - first),
+            SparsePattern::Fixed => (first + 1, last + 1),
         };
-        query - key < self.local || far.is_multiple_of(self.stride)
+        query - last < self.local || least.next_multiple_of(self.stride) <= most
     }
 
     pub(super) fn validate(&self, n_layers: usize) -> Result<(), String> {
@@ -195,5 +202,25 @@ impl Attention {
     /// The window of layer `layer`, if it has one.
     pub fn window_of(&self, layer: usize) -> Option<&Window> {
         self.window.as_ref().filter(|w| w.layers.as_ref().is_none_or(|layers| layers.contains(&layer)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_keys_are_seen_where_one_of_them_is() {
+        for pattern in [SparsePattern::Strided, SparsePattern::Fixed] {
+            for (block, local, stride) in [(1, 1, 7), (3, 2, 5), (4, 1, 1), (5, 3, 90)] {
+                let sparse = Sparse { block, local, stride, pattern, layers: None };
+                for query in 0..60 {
+                    for keys in (0..=query).flat_map(|first| (first..=query).map(move |last| first..last + 1)) {
+                        let some = keys.clone().any(|key| sparse.sees(query, key));
+                        assert_eq!(sparse.sees_some(query, keys.clone()), some, "{sparse:?}: {query} of {keys:?}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -61,6 +61,7 @@ impl Spec {
             ("a norm of queries and keys", a.qk_norm.is_some()),
             ("experts", self.mlp.experts.is_some()),
             ("ALiBi", matches!(self.position, Position::Alibi(_))),
+            ("Transformer-XL positions", matches!(self.position, Position::TransformerXl(_))),
         ] {
             if there {
                 return Err(format!("an encoder with {name}, expected none"));

@@ -20,7 +20,7 @@ mod validate;
 pub use attention::{Attention, FeatureMap, QkNorm, QkNormOver, Sparse, SparsePattern, Window};
 pub use encoder::Encoder;
 pub use parts::Part;
-pub use position::{Alibi, Pairs, Position, RelativeBias, Rotary, RotaryScaling, Sinusoidal};
+pub use position::{Alibi, Pairs, Position, RelativeBias, Rotary, RotaryScaling, Sinusoidal, TransformerXl};
 pub use tensors::{Role, TensorDecl};
 
 use serde::{Deserialize, Serialize};
@@ -409,6 +409,7 @@ impl Spec {
             | Position::Rotary(_)
             | Position::Alibi(_)
             | Position::RelativeBias(_)
+            | Position::TransformerXl(_)
             | Position::None => MAX_COUNT,
         }
     }

@@ -5,7 +5,7 @@
 use super::{
     Activation, Alibi, Attention, Embedding, Encoder, Experts, FeatureMap, Head, Logits, Mlp, Norm, NormKind, Pairs,
     Place, Pooling, Position, QkNorm, QkNormOver, RelativeBias, Residual, Rotary, RotaryScaling, Scales, Sinusoidal,
-    Sparse, SparsePattern, Spec, Trained, Window,
+    Sparse, SparsePattern, Spec, Trained, TransformerXl, Window,
 };
 use std::fmt::Display;
 
@@ -139,6 +139,9 @@ fn position_parts(position: &Position, head_dim: usize, parts: &mut Parts) {
         }
         Position::RelativeBias(RelativeBias { buckets, max_distance }) => {
             parts.add("relative biases", format!("{buckets} buckets up to a distance of {max_distance}"));
+        }
+        Position::TransformerXl(TransformerXl { max_distance }) => {
+            parts.add("Transformer-XL positions", format!("up to a distance of {max_distance}"));
         }
         Position::Alibi(Alibi { max_bias, bf16 }) => {
             let name = if *bf16 { "ALiBi in bf16" } else { "ALiBi" };

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{MAX_COUNT, is_default, positive};
+use super::{MAX_COUNT, Spec, is_default, positive};
 use serde::{Deserialize, Serialize};
 
 /// How a token learns where it stands.
@@ -20,6 +20,8 @@ pub enum Position {
     /// A trained bias of scores for each head and range of distances, the same in all layers (Raffel et al. 2019,
     /// arXiv:1910.10683).
     RelativeBias(RelativeBias),
+    /// Distances have keys of their own in each layer, made of sinusoids (Dai et al. 2019, arXiv:1901.02860).
+    TransformerXl(TransformerXl),
     /// Not at all.
     None,
 }
@@ -104,6 +106,57 @@ impl RelativeBias {
             return Err(format!("relative `max_distance` is {found}, expected more than {exact} up to {MOST}"));
         }
         Ok(())
+    }
+}
+
+/// Keys of distances: the score of a query `q` and a key `k` so many positions `d` before it is `(q + u) · k + (q + v) · W r_d`,
+/// times the scale, with a matrix `W` and vectors `u` and `v` of each layer. The sinusoids `r_d` of a distance are sines, then
+/// cosines, of `d * 10000^(-2i / d_model)`, as in the authors' code.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransformerXl {
+    /// Distances from here on count as this one (the authors' `clamp_len`).
+    pub max_distance: usize,
+}
+
+impl TransformerXl {
+    /// How far pair `i` of the sinusoids turns from one distance to the next.
+    pub fn frequency(i: usize, d_model: usize) -> f64 {
+        // `libm`, because the system's functions differ between systems in the last digit.
+        libm::pow(10_000.0, -((2 * i) as f64) / d_model as f64)
+    }
+
+    /// Distances that differ.
+    pub fn distances(&self) -> usize {
+        self.max_distance.saturating_add(1)
+    }
+
+    pub(super) fn validate(&self, spec: &Spec) -> Result<(), String> {
+        /// They are numbered in 16 bits.
+        const MOST: usize = (1 << 16) - 1;
+        /// Elements of the keys of all distances, heads and layers, and of the sinusoids they are made of: 1 GiB in f32.
+        const MOST_ELEMENTS: usize = 1 << 28;
+        let (found, d_model) = (self.max_distance, spec.d_model);
+        if found == 0 || found > MOST {
+            return Err(format!("Transformer-XL `max_distance` is {found}, expected 1 to {MOST}"));
+        }
+        if !d_model.is_multiple_of(2) {
+            return Err(format!("Transformer-XL positions of `d_model` {d_model}, expected an even number"));
+        }
+        let a = &spec.attention;
+        // All are at most 2^24, and `n_heads * head_dim` is: no product of two overflows.
+        let width = (a.n_heads * a.head_dim).saturating_mul(spec.n_layers).max(d_model);
+        if width > MOST_ELEMENTS / self.distances() {
+            return Err(format!(
+                "Transformer-XL `max_distance` is {found}, expected at most {} for keys of {width} dimensions in all layers",
+                (MOST_ELEMENTS / width).saturating_sub(1)
+            ));
+        }
+        // The kernels add biases to scores that are capped already.
+        match a.softcap {
+            Some(cap) => Err(format!("Transformer-XL positions with a `softcap` of scores, {cap}, expected none")),
+            None => Ok(()),
+        }
     }
 }
 

@@ -82,7 +82,11 @@ impl Spec {
             Position::RelativeBias(ref bias) => {
                 list.add(&format!("{prefix}relative_bias"), &[bias.buckets, self.attention.n_heads], Role::Positions);
             }
-            Position::Sinusoidal(_) | Position::Rotary(_) | Position::Alibi(_) | Position::None => {}
+            Position::Sinusoidal(_)
+            | Position::Rotary(_)
+            | Position::Alibi(_)
+            | Position::TransformerXl(_)
+            | Position::None => {}
         }
         let (kind, trained) = (self.norm.kind, self.norm.trained);
         if self.embedding.norm {
@@ -100,6 +104,12 @@ impl Spec {
                     let heads = if norm.over == QkNormOver::Head { 1 } else { n_heads };
                     list.norm(&name(part), (norm.kind, heads * a.head_dim), norm.trained);
                 }
+            }
+            if let Position::TransformerXl(_) = self.position {
+                let rows = a.n_heads * a.head_dim;
+                list.add(&name("attn.relative.weight"), &[rows, d], Role::Positions);
+                list.add(&name("attn.content_bias"), &[rows], Role::Vector);
+                list.add(&name("attn.position_bias"), &[rows], Role::Vector);
             }
             if a.sinks {
                 list.add(&name("attn.sinks"), &[a.n_heads], Role::Vector);

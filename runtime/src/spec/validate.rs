@@ -49,6 +49,7 @@ impl Spec {
             Position::Sinusoidal(sinusoidal) => sinusoidal.validate(self.d_model)?,
             Position::Alibi(alibi) => positive("alibi `max_bias`", alibi.max_bias)?,
             Position::RelativeBias(bias) => bias.validate(a.causal)?,
+            Position::TransformerXl(of) => of.validate(self)?,
             Position::Learned | Position::None => {}
         }
         if let Some(window) = &a.window {
@@ -135,6 +136,7 @@ impl Spec {
             Position::Rotary(_) => Some("rotary positions"),
             Position::Alibi(_) => Some("ALiBi"),
             Position::RelativeBias(_) => Some("relative biases"),
+            Position::TransformerXl(_) => Some("Transformer-XL positions"),
             Position::Learned | Position::Sinusoidal(_) | Position::None => None,
         };
         let found = [
@@ -169,10 +171,12 @@ impl Spec {
     fn validate_output(&self) -> Result<(), String> {
         if !self.attention.causal {
             let alibi = matches!(self.position, Position::Alibi(_));
+            let transformer_xl = matches!(self.position, Position::TransformerXl(_));
             for (name, there) in [
                 ("a window", self.attention.window.is_some()),
                 ("sparse blocks", self.attention.sparse.is_some()),
                 ("ALiBi", alibi),
+                ("Transformer-XL positions", transformer_xl),
                 ("a head", self.head != Head::None),
             ] {
                 if there {
@@ -214,7 +218,7 @@ mod tests {
     use super::super::tests::small;
     use super::super::{
         Encoder, Experts, FeatureMap, Pairs, QkNorm, QkNormOver, RelativeBias, Rotary, RotaryScaling, Sinusoidal,
-        Sparse, SparsePattern, Window,
+        Sparse, SparsePattern, TransformerXl, Window,
     };
     use super::*;
 
@@ -224,13 +228,17 @@ mod tests {
         Sparse { block: 8, local: 2, stride, pattern: SparsePattern::Strided, layers }
     }
 
+    fn transformer_xl(max_distance: usize) -> Position {
+        Position::TransformerXl(TransformerXl { max_distance })
+    }
+
     fn experts(count: usize, layers: Option<Vec<usize>>) -> Experts {
         Experts { count, used: 1, ffn_dim: 8, renormalized: true, shared_dim: None, layers }
     }
 
     #[test]
     fn rejects_numbers_that_do_not_fit_together() {
-        let cases: [(&str, Change); 36] = [
+        let cases: [(&str, Change); 41] = [
             ("encoder `n_layers` is 0, expected 1 to", |s| s.encoder = Some(Encoder { n_layers: 0, start_id: 0 })),
             ("encoder `start_id` 50 is outside the vocabulary of 50", |s| {
                 s.encoder = Some(Encoder { n_layers: 1, start_id: 50 });
@@ -252,6 +260,17 @@ mod tests {
             }),
             ("relative `max_distance` is 16, expected more than 16", |s| {
                 s.position = Position::RelativeBias(RelativeBias { buckets: 32, max_distance: 16 });
+            }),
+            ("Transformer-XL `max_distance` is 0, expected 1 to 65535", |s| s.position = transformer_xl(0)),
+            ("Transformer-XL `max_distance` is 65536, expected 1 to 65535", |s| s.position = transformer_xl(1 << 16)),
+            ("Transformer-XL positions of `d_model` 25, expected an even number", |s| {
+                (s.d_model, s.position) = (25, transformer_xl(9));
+            }),
+            ("Transformer-XL `max_distance` is 60000, expected at most 5591 for keys of 48000 dimensions", |s| {
+                (s.n_layers, s.position) = (2000, transformer_xl(60_000));
+            }),
+            ("Transformer-XL positions with a `softcap` of scores, 30, expected none", |s| {
+                (s.attention.softcap, s.position) = (Some(30.0), transformer_xl(9));
             }),
             ("norm kind ScaleNorm with a bias", |s| s.norm.kind = NormKind::ScaleNorm),
             ("query and key norm kind ScaleNorm", |s| {

@@ -172,7 +172,7 @@ impl Model<'_> {
                 let (query, key) = (part(q, head), part(k, n_heads + shared));
                 match a.feature_map {
                     Some(FeatureMap::EluPlusOne) => dot(&feature(query), &feature(key)),
-                    None => self.score(layer, head, (q, k), dot(query, key)).exp(),
+                    None => self.score(layer, head, (q, k), self.product(layer, head, (q, k), query, key)).exp(),
                 }
             };
             let mut weights: Row = keys.iter().map(weight).collect();
@@ -248,6 +248,19 @@ impl Model<'_> {
             q - k < s.local as i64 || far
         });
         !a.causal || k <= q && window && sparse
+    }
+
+    /// The product of a query and a key, or Dai et al., 3.3: terms (a) and (c), then (b) and (d).
+    fn product(&self, layer: usize, head: usize, (q, k): (usize, usize), query: &[f64], key: &[f64]) -> f64 {
+        let Position::TransformerXl(of) = &self.spec.position else { return dot(query, key) };
+        let (d, dim, name) = (self.spec.d_model, query.len(), format!("layers.{layer}.attn"));
+        let distance = (q - k).min(of.max_distance) as f64;
+        let angle = |i: usize| distance / 1e4f64.powf((2 * i) as f64 / d as f64);
+        let sinusoids = (0..d / 2).map(|i| angle(i).sin()).chain((0..d / 2).map(|i| angle(i).cos())).collect::<Row>();
+        let weight = format!("{name}.relative.weight");
+        let of_distance = (0..dim).map(|i| dot(&self.row(&weight, head * dim + i, d), &sinusoids)).collect::<Row>();
+        let plus = |part: &str| sum(query, &self.row(&format!("{name}.{part}"), head, dim));
+        dot(&plus("content_bias"), key) + dot(&plus("position_bias"), &of_distance)
     }
 
     /// What is made of the product of a query and a key, wherever they stand.

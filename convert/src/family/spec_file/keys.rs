@@ -38,6 +38,7 @@ const ROTARY: (&str, &[&str]) = ("pos_type", &["rotary"]);
 const ALIBI: (&str, &[&str]) = ("pos_type", &["alibi"]);
 const SINUSOIDAL: (&str, &[&str]) = ("pos_type", &["sinusoidal"]);
 const RELATIVE: (&str, &[&str]) = ("pos_type", &["relative_bias"]);
+const DISTANCES: (&str, &[&str]) = ("pos_type", &["relative_bias", "transformer_xl"]);
 const WINDOW: (&str, &[&str]) = ("attention_type", &["window", "alternating"]);
 const SPARSE: (&str, &[&str]) = ("attention_type", &["sparse"]);
 const QK_NORM: (&str, &[&str]) = ("qk_norm", &["per_head", "per_head_gain", "all_heads"]);
@@ -82,7 +83,7 @@ pub(super) const KEYS: &[Key] = &[
     key("sinusoidal_pairs", Values::OneOf(|| kinds::names(kinds::PAIRS)), "interleaved", "sine and cosine side by side, as in the paper, or all sines first, as in fairseq").with(&[SINUSOIDAL]),
     key("sinusoidal_offset", SIZE, "0", "position of the first token (2 in fairseq)").with(&[SINUSOIDAL]),
     key("relative_buckets", SIZE, "32", "ranges of distances, each with a bias for every head").with(&[RELATIVE]),
-    key("relative_max_distance", SIZE, "128", "distances from here on share a bias").with(&[RELATIVE]),
+    key("relative_max_distance", SIZE, "128; `context_length` - 1 with transformer_xl", "distances from here on share a bias, or a key").with(&[DISTANCES]),
     key("norm_type", Values::OneOf(|| kinds::names(kinds::NORMS)), "required", "which normalization"),
     key("norm_eps", NUMBER, "1e-5", "added to the variance; the least length with scalenorm"),
     key("norm_gain", FLAG, "true", "whether norms have a gain (`weight`)"),

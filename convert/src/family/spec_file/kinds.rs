@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::error::ConvertError;
 use tidbit_runtime::spec::{
     Activation, Alibi, Head, NormKind, Pairs, Place, PoolingKind, Position, QkNormOver, RelativeBias, Residual,
-    Sinusoidal, SparsePattern,
+    Sinusoidal, SparsePattern, TransformerXl,
 };
 
 /// Names and what they stand for.
@@ -27,6 +27,11 @@ pub(super) const POSITIONS: Kinds<fn(&Config, &Sizes) -> Result<Position, Conver
         let buckets = config.size(&["relative_buckets"])?.unwrap_or(32);
         let max_distance = config.size(&["relative_max_distance"])?.unwrap_or(128);
         Ok(Position::RelativeBias(RelativeBias { buckets, max_distance }))
+    }),
+    ("transformer_xl", |config, sizes| {
+        let most = (sizes.context_length - 1).max(1);
+        let max_distance = config.size(&["relative_max_distance"])?.unwrap_or(most);
+        Ok(Position::TransformerXl(TransformerXl { max_distance }))
     }),
     ("none", |_, _| Ok(Position::None)),
 ];

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use tidbit_runtime::spec::{
     Activation, Alibi, Encoder, Pairs, PoolingKind, QkNormOver, RelativeBias, RotaryScaling, Sinusoidal, TensorDecl,
+    TransformerXl,
 };
 
 /// The keys that must be there.
@@ -116,6 +117,7 @@ const CASES: &[Case] = &[
     ("pos_type", &[], "relative_bias", |s| {
         s.position == Position::RelativeBias(RelativeBias { buckets: 32, max_distance: 128 })
     }),
+    ("pos_type", &[], "transformer_xl", |s| s.position == Position::TransformerXl(TransformerXl { max_distance: 39 })),
     ("sinusoidal_pairs", &[("pos_type", "sinusoidal")], "half", |s| {
         s.position == Position::Sinusoidal(Sinusoidal { pairs: Pairs::Halves, offset: 0 })
     }),
@@ -127,6 +129,9 @@ const CASES: &[Case] = &[
     }),
     ("relative_max_distance", &[("pos_type", "relative_bias")], "64", |s| {
         s.position == Position::RelativeBias(RelativeBias { buckets: 32, max_distance: 64 })
+    }),
+    ("relative_max_distance", &[("pos_type", "transformer_xl")], "64", |s| {
+        s.position == Position::TransformerXl(TransformerXl { max_distance: 64 })
     }),
     ("rope_theta", &[], "5e5", |s| rope(s).theta == 5e5),
     ("rope_dims", &[], "4", |s| rope(s).dims == 4),
@@ -294,11 +299,11 @@ const WRONG: &[(&[(&str, &str)], &str)] = &[
     (&[("n_layers", "99999")], "`n_layers` is 99999, expected at most 16384"),
     (
         &[("pos_type", "")],
-        "`pos_type` missing, expected one of: learned, sinusoidal, rotary, alibi, relative_bias, none",
+        "`pos_type` missing, expected one of: learned, sinusoidal, rotary, alibi, relative_bias, transformer_xl, none",
     ),
     (
         &[("pos_type", "rotery")],
-        "`pos_type` is \"rotery\", expected one of: learned, sinusoidal, rotary, alibi, relative_bias, none; did you mean rotary?",
+        "`pos_type` is \"rotery\", expected one of: learned, sinusoidal, rotary, alibi, relative_bias, transformer_xl, none; did you mean rotary?",
     ),
     (&[("pos_type", "3")], "`pos_type` is 3, expected one of: learned"),
     (
@@ -328,6 +333,14 @@ const WRONG: &[(&[(&str, &str)], &str)] = &[
     ),
     (&[("alibi_max_bias", "4")], "expected it only with `pos_type` alibi, which is rotary"),
     (&[("window", "8")], "`window` is 8, expected it only with `attention_type` window or alternating, which is full"),
+    (
+        &[("pos_type", "transformer_xl"), ("context_length", "70000")],
+        "Transformer-XL `max_distance` is 69999, expected 1 to 65535",
+    ),
+    (
+        &[("pos_type", "transformer_xl"), ("attention_softcap", "30")],
+        "Transformer-XL positions with a `softcap` of scores, 30, expected none",
+    ),
     (&[("attention_type", "window")], "`window` missing, expected a positive whole number"),
     (&[("attention_type", "window"), ("window", "0")], "`window` is 0"),
     (
@@ -426,9 +439,10 @@ fn specs_of_all_tensors() -> Vec<Spec> {
         spec_of(&[&sizes[..], more, &[("qk_norm", over)]].concat())
     };
     let relative = [("pos_type", "relative_bias"), ("relative_buckets", "136"), ("attention_sinks", "true")];
+    let keys = with("none", &[("pos_type", "transformer_xl")]);
     let encoder = [("encoder_layers", "1"), ("norm_placement", "sandwich")];
     let encoder = spec_of(&[&sizes[..], &encoder].concat());
-    vec![with("all_heads", &plain), with("per_head", &moe), with("per_head_gain", &relative), encoder]
+    vec![with("all_heads", &plain), with("per_head", &moe), with("per_head_gain", &relative), keys, encoder]
 }
 
 /// What each tensor is.
@@ -445,6 +459,18 @@ const TENSORS: &[(&str, &str)] = &[
     ),
     ("layers.{i}.attn.q_norm", "with `qk_norm`: `[head_dim]` if per_head, else `[q_dim]`"),
     ("layers.{i}.attn.k_norm", "with `qk_norm`: `[head_dim]` if per_head, else `[kv_dim]`"),
+    (
+        "layers.{i}.attn.relative.weight",
+        "with `pos_type: transformer_xl`: from the sinusoids of a distance to its keys; `r_net` in the authors' code",
+    ),
+    (
+        "layers.{i}.attn.content_bias",
+        "with `pos_type: transformer_xl`: added to queries that meet keys of tokens; `r_w_bias` there, flattened, and written for each layer where all share it",
+    ),
+    (
+        "layers.{i}.attn.position_bias",
+        "with `pos_type: transformer_xl`: added to queries that meet keys of distances; `r_r_bias`, the same",
+    ),
     ("layers.{i}.attn.sinks", "with `attention_sinks`"),
     ("layers.{i}.attn.out", "the output of attention"),
     ("layers.{i}.attn_post_norm", "behind attention, if `norm_placement` is post, branch or sandwich"),

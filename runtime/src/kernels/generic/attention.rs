@@ -9,8 +9,9 @@
 use super::math::{activation, exp};
 use crate::kernels::simd::{LANES, Simd};
 use crate::kernels::{AttentionArgs, Biases, Scoring};
-use crate::spec::{Activation, MAX_HEAD_DIM};
+use crate::spec::{Activation, MAX_HEAD_DIM, Sparse};
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Positions of a block: a page of the cache holds so many.
 pub(crate) const KEYS: usize = 64;
@@ -161,16 +162,39 @@ impl<'a, S: Simd, C: Kept<S>, const Q: usize, const D: usize> Group<'a, S, C, Q,
         let seen_from = (first + 1).saturating_sub(self.args.scoring.window) / CHUNK * CHUNK;
         // SAFETY: the arguments cover the keys and values of `n_keys` positions.
         unsafe {
-            for base in (seen_from..n_keys).step_by(CHUNK) {
-                self.chunk::<K, V>(base, CHUNK.min(n_keys - base));
+            let first = self.seen_from(seen_from, n_keys);
+            let mut base = first;
+            while base < n_keys {
+                let next = self.seen_from(base + CHUNK, n_keys);
+                // What comes after a chunk's values is the next one's first block, or the next head's.
+                let cache = &self.args.cache;
+                let ahead = if next < n_keys { cache.block(next / KEYS) } else { cache.after(first / KEYS) };
+                self.chunk::<K, V>(base, CHUNK.min(n_keys - base), ahead);
+                base = next;
             }
             self.finish();
         }
     }
 
-    /// Adds the chunk at `base`, of which the last query sees `n_keys` positions.
+    /// The first chunk from the one at `base` on of which a query sees something, where the last query sees up to `n_keys`
+    /// positions; the others are not even asked for. At `n_keys` or beyond when there is none.
     #[inline(always)]
-    unsafe fn chunk<const K: usize, const V: usize>(&mut self, base: usize, n_keys: usize) {
+    fn seen_from(&self, base: usize, n_keys: usize) -> usize {
+        match self.args.scoring.sparse {
+            None => base,
+            Some(sparse) => {
+                let first = self.args.first_position + self.query;
+                let seen = |base: &usize| sees_some(sparse, first..n_keys, *base);
+                // No harm is done by what is left out: a query that sees nothing of a chunk keeps its sums as they are.
+                (base..n_keys).step_by(CHUNK).find(seen).unwrap_or(n_keys)
+            }
+        }
+    }
+
+    /// Adds the chunk at `base`, of which the last query sees `n_keys` positions. What follows is asked for from
+    /// `ahead` on.
+    #[inline(always)]
+    unsafe fn chunk<const K: usize, const V: usize>(&mut self, base: usize, n_keys: usize, ahead: *const u8) {
         let head_dim = self.args.cache.head_dim;
         let n_blocks = n_keys.div_ceil(KEYS);
         let mut blocks = [std::ptr::null(); CHUNK_BLOCKS];
@@ -211,10 +235,6 @@ impl<'a, S: Simd, C: Kept<S>, const Q: usize, const D: usize> Group<'a, S, C, Q,
                 fades[i] = self.soften(i, (unseen, counts[i]), n_keys);
                 C::weights(&mut self.weights, i, &mut self.scores[i], (counts[i], n_keys), &blocks, head_dim);
             }
-            // What comes after these values is the next chunk's first block, or the next head's.
-            let next = base / KEYS + CHUNK_BLOCKS;
-            let more = base + n_keys < self.args.first_position + self.query + Q;
-            let ahead = if more { self.args.cache.block(next) } else { self.args.cache.after() };
             let vectors = head_dim.div_ceil(LANES);
             let whole = vectors / V * V;
             for vector in (0..whole).step_by(V) {
@@ -374,6 +394,12 @@ impl<'a, S: Simd, C: Kept<S>, const Q: usize, const D: usize> Group<'a, S, C, Q,
             }
         }
     }
+}
+
+/// Whether one of these queries sees something of the chunk at `base`. A call: few models ask.
+#[inline(never)]
+fn sees_some(sparse: &Sparse, queries: Range<usize>, base: usize) -> bool {
+    queries.into_iter().any(|query| base <= query && sparse.sees_some(query, base..(query + 1).min(base + CHUNK)))
 }
 
 /// A number of 16 or 32 bits.
