@@ -25,6 +25,7 @@ use crate::sampler::Sampler;
 use crate::session::Session;
 use pace::{Pace, Plan};
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 /// Most guesses of a step.
 pub const MAX_GUESSES: usize = 31;
@@ -151,7 +152,11 @@ impl Steps {
         let n_run = self.guess(text, room)?;
         self.ids.extend(self.guesses[..n_run].iter().map(|g| g.id));
 
+        let began = Instant::now();
         let logits = session.append_last(&self.ids, n_run + 1)?;
+        if let (Some(speculation), 1) = (&mut self.speculation, n_new) {
+            speculation.pace.timed(n_run + 1, began.elapsed());
+        }
         let (mut right, mut answer) = (0, Ok(ControlFlow::Continue(())));
         for row in 0..=n_run {
             let id = match sampler.sample(logits.row(row), text) {
