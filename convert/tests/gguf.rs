@@ -315,13 +315,23 @@ fn word_pieces_are_those_of_bert() {
     let told = wordpiece(&tokens, vec![], Some(("tokenizer.ggml.normalizer.lowercase", Key::Bool(false)))).unwrap();
     assert_eq!(told.encode_whole("The the").unwrap(), [2, 1, 4, 3]);
 
+    // A name that is in the vocabulary only by chance is text, a token that users added is one, and not special.
+    let kinds = vec![3, 3, 3, 3, 1, 1, 1, 1, 1, 1, 4, 1];
+    let added = wordpiece(&[&tokens[..10], &["▁<end>", "[unused7]"]].concat(), kinds, None).unwrap();
+    assert_eq!(added.encode_whole("the<end>cat [unused7]").unwrap(), [2, 4, 10, 5, 1, 1, 1, 3]);
+    assert!(!added.is_special(10) && added.is_special(2));
+
     let refused = |tokens: &[&str], changed| wordpiece(tokens, vec![], changed).err().unwrap();
     for (message, expected) in [
         (refused(&tokens[..3], None), "no token \"[SEP]\", and no `tokenizer.ggml.seperator_token_id`"),
         (refused(&[&tokens[..], &["▁cat"]].concat(), None), "tokens 5 and 12 are both \"cat\""),
         (
+            refused(&tokens, Some(("tokenizer.ggml.token_type_count", Key::U32(3)))),
+            "`tokenizer.ggml.token_type_count` is 3, expected 2, the rows of `token_types.weight`",
+        ),
+        (
             refused(&tokens, Some(("tokenizer.ggml.cls_token_id", Key::U32(12)))),
-            "`tokenizer.ggml.cls_token_id` is 12, expected an id below 12",
+            "`tokenizer.ggml.cls_token_id` is 12, expected a token that is in use, of 12",
         ),
         (
             refused(&tokens, Some(("bert.attention.causal", Key::Bool(true)))),

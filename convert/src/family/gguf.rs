@@ -503,12 +503,17 @@ fn like_mpt(model: &Model<'_>, fields: &mut Fields) -> Result<(), ConvertError> 
 }
 
 fn like_bert(model: &Model<'_>, fields: &mut Fields) -> Result<(), ConvertError> {
+    const COUNT: &str = "tokenizer.ggml.token_type_count";
     let causal = model.key("attention.causal");
     if model.metadata.bool(&causal)?.unwrap_or(false) {
         return Err(model.metadata.refuse(&causal, "false"));
     }
     let kinds = model.gguf.tensors.get(KINDS).and_then(|t| t.shape.first().copied());
-    fields.insert("type_vocab_size".into(), json!(kinds.unwrap_or(1)));
+    let kinds = kinds.unwrap_or(1);
+    if model.metadata.count(COUNT)?.is_some_and(|n| n != kinds as u64) {
+        return Err(model.metadata.refuse(COUNT, format!("{kinds}, the rows of `{KINDS}`")));
+    }
+    fields.insert("type_vocab_size".into(), json!(kinds));
     Ok(())
 }
 

@@ -113,10 +113,11 @@ impl RelativeKeys {
 /// The sinusoids of all distances, `[distances, d_model]`: sines, then cosines.
 fn sinusoids(of: &TransformerXl, d_model: usize) -> Result<Matrix, SessionError> {
     let mut rows = zeros(of.distances().saturating_mul(d_model), 0.0, "sinusoids of distances")?;
+    let frequencies: Vec<f64> = (0..d_model / 2).map(|i| TransformerXl::frequency(i, d_model)).collect();
     for (distance, row) in rows.chunks_exact_mut(d_model).enumerate() {
         let (sines, cosines) = row.split_at_mut(d_model / 2);
-        for (i, (sin, cos)) in sines.iter_mut().zip(cosines).enumerate() {
-            let angle = distance as f64 * TransformerXl::frequency(i, d_model);
+        for ((sin, cos), frequency) in sines.iter_mut().zip(cosines).zip(&frequencies) {
+            let angle = distance as f64 * frequency;
             (*sin, *cos) = (libm::sin(angle) as f32, libm::cos(angle) as f32);
         }
     }

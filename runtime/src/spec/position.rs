@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::{MAX_COUNT, Spec, is_default, positive};
+use crate::quant::PANEL_ROWS;
 use serde::{Deserialize, Serialize};
 
 /// How a token learns where it stands.
@@ -134,8 +135,9 @@ impl TransformerXl {
     pub(super) fn validate(&self, spec: &Spec) -> Result<(), String> {
         /// They are numbered in 16 bits.
         const MOST: usize = (1 << 16) - 1;
-        /// Elements of the keys of all distances, heads and layers, and of the sinusoids they are made of: 1 GiB in f32.
-        const MOST_ELEMENTS: usize = 1 << 28;
+        /// Elements of the keys of all distances, heads and layers, and of the sinusoids they are made of: 512 MiB in f32, which
+        /// are there twice while they are made.
+        const MOST_ELEMENTS: usize = 1 << 27;
         let (found, d_model) = (self.max_distance, spec.d_model);
         if found == 0 || found > MOST {
             return Err(format!("Transformer-XL `max_distance` is {found}, expected 1 to {MOST}"));
@@ -146,10 +148,12 @@ impl TransformerXl {
         let a = &spec.attention;
         // All are at most 2^24, and `n_heads * head_dim` is: no product of two overflows.
         let width = (a.n_heads * a.head_dim).saturating_mul(spec.n_layers).max(d_model);
-        if width > MOST_ELEMENTS / self.distances() {
+        // In memory they are padded to a panel.
+        let most = MOST_ELEMENTS / width / PANEL_ROWS * PANEL_ROWS;
+        if self.distances() > most {
             return Err(format!(
                 "Transformer-XL `max_distance` is {found}, expected at most {} for keys of {width} dimensions in all layers",
-                (MOST_ELEMENTS / width).saturating_sub(1)
+                most.saturating_sub(1)
             ));
         }
         // The kernels add biases to scores that are capped already.

@@ -266,7 +266,7 @@ mod tests {
             ("Transformer-XL positions of `d_model` 25, expected an even number", |s| {
                 (s.d_model, s.position) = (25, transformer_xl(9));
             }),
-            ("Transformer-XL `max_distance` is 60000, expected at most 5591 for keys of 48000 dimensions", |s| {
+            ("Transformer-XL `max_distance` is 60000, expected at most 2783 for keys of 48000 dimensions", |s| {
                 (s.n_layers, s.position) = (2000, transformer_xl(60_000));
             }),
             ("Transformer-XL positions with a `softcap` of scores, 30, expected none", |s| {

@@ -57,7 +57,8 @@ impl Pace {
         let time = time.as_secs_f32();
         match (n_tokens, self.one.filter(|&one| one > 0.0)) {
             (0 | 1, None) => self.one = Some(time),
-            (0 | 1, Some(one)) => self.one = Some(one + (time - one) * NEWEST),
+            // One that was interrupted would make guesses look free for long.
+            (0 | 1, Some(one)) => self.one = Some(one + (time.min(2.0 * one) - one) * NEWEST),
             (_, None) => {}
             (_, Some(one)) => {
                 let token = (time / one - 1.0) / (n_tokens - 1) as f32;
@@ -141,6 +142,10 @@ mod tests {
         // Neither clocks that stand still nor steps that were interrupted.
         assert!(count(&[(1, 0), (8, 0)]) > 0);
         assert!(count(&[(1, 100), (8, 1_000_000)]) > 0);
+        let mut interrupted = [(1, 100), (8, 300)].repeat(20);
+        let usual = count(&interrupted);
+        interrupted[20].1 = 100_000;
+        assert_eq!(count(&interrupted), usual);
     }
 
     #[test]

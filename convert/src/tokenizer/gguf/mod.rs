@@ -60,6 +60,7 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 /// The kinds of tokens.
 const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
+const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 const BYTE: i32 = 6;

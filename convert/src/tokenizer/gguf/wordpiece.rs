@@ -3,7 +3,7 @@
 //! A file has a space before each piece that begins a word, as SentencePiece has, and none before those that go on. Hugging Face
 //! has it the other way round: `##` before those that go on, and nothing before the others.
 
-use super::{NORMAL, Tokens, UNUSED, template};
+use super::{CONTROL, NORMAL, Tokens, UNKNOWN, UNUSED, USER_DEFINED, template};
 use crate::checkpoint::gguf::Metadata;
 use crate::error::{ConvertError, shown};
 use serde_json::{Map, json};
@@ -16,41 +16,43 @@ const LONGEST_WORD: usize = 100;
 /// A `tokenizer.json` of the kind `bert`.
 pub(super) fn build(metadata: &Metadata, tokens: &Tokens<'_>) -> Result<Vec<u8>, ConvertError> {
     let (mut vocab, mut recognised) = (Map::new(), Vec::new());
+    let mut pieces = vec![None; tokens.texts.len()];
     let mut cased = false;
     for (id, token, kind) in tokens.iter().filter(|token| token.2 != UNUSED) {
-        // Older files have no kinds, and special tokens as they are.
+        // Older files have these as they are, whatever their kind.
         let bracketed = token.len() > 2 && token.starts_with('[') && token.ends_with(']');
-        let special = kind != NORMAL || bracketed;
+        let whole = [CONTROL, UNKNOWN].contains(&kind);
         let piece = match token.strip_prefix(BEGINS) {
-            _ if special => token.to_string(),
-            Some(word) => word.to_string(),
-            None => format!("##{token}"),
+            Some(word) if !whole => word.to_string(),
+            None if !whole && !bracketed && kind != USER_DEFINED => format!("##{token}"),
+            _ => token.to_string(),
         };
-        if special {
+        if kind != NORMAL || (bracketed && tokens.kinds.is_empty()) {
             recognised.push(json!({
                 "id": id, "content": piece, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": true,
+                "normalized": false, "special": kind != USER_DEFINED,
             }));
-        } else {
+        } else if !bracketed {
             cased |= piece.bytes().any(|byte| byte.is_ascii_uppercase());
         }
         if let Some(other) = vocab.insert(piece.clone(), json!(id)) {
             return Err(metadata.error(format!("tokens {other} and {id} are both {:?}", shown(&piece))));
         }
+        pieces[id] = Some(piece);
     }
-    let named = |keys: &[&str], usual: &str| -> Result<(usize, String), ConvertError> {
+    let named = |keys: &[&str], usual: &str| -> Result<(usize, &str), ConvertError> {
         for key in keys.iter().map(|key| format!("tokenizer.ggml.{key}")) {
             let Some(id) = metadata.count(&key)? else { continue };
             let id = usize::try_from(id).unwrap_or(usize::MAX);
-            let Some(token) = tokens.texts.get(id) else {
-                return Err(metadata.refuse(&key, format!("an id below {}, the number of tokens", tokens.texts.len())));
+            return match pieces.get(id) {
+                Some(Some(piece)) => Ok((id, piece)),
+                _ => Err(metadata.refuse(&key, format!("a token that is in use, of {}", pieces.len()))),
             };
-            return Ok((id, token.clone()));
         }
-        let id = tokens.texts.iter().position(|token| token == usual);
+        let id = pieces.iter().position(|piece| piece.as_deref() == Some(usual));
         let id =
             id.ok_or_else(|| metadata.error(format!("no token {usual:?}, and no `tokenizer.ggml.{}`", keys[0])))?;
-        Ok((id, usual.into()))
+        Ok((id, pieces[id].as_deref().unwrap_or_default()))
     };
     // The first spelling is the one that files have.
     let begin = named(&["cls_token_id", "bos_token_id"], "[CLS]")?;
@@ -68,7 +70,7 @@ pub(super) fn build(metadata: &Metadata, tokens: &Tokens<'_>) -> Result<Vec<u8>,
             "strip_accents": metadata.bool("tokenizer.ggml.normalizer.strip_accents")?, "lowercase": lowercase,
         },
         "pre_tokenizer": { "type": "BertPreTokenizer" },
-        "post_processor": template(Some((begin.0, &begin.1)), Some((end.0, &end.1))),
+        "post_processor": template(Some(begin), Some(end)),
         "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
         "model": {
             "type": "WordPiece",
