@@ -1,8 +1,9 @@
 //! The worker pool: parallel regions of a few microseconds, fifty to a hundred of them per token.
 //!
 //! Rayon costs 11–22 µs per region entered from outside; this pool costs well under one. Workers spin for a
-//! short while between regions and then park. A region hands out task numbers from a shared counter, so a
-//! thread that was descheduled takes fewer tasks, and the caller waits only for workers that really entered.
+//! short while between regions and then park. Each thread has a share of a region's tasks that lie side by side, and takes
+//! them in order, because what it asks of the memory in advance is then its own; a thread without any left takes the last
+//! ones of another's, so one that was descheduled does fewer. The caller waits only for workers that really entered.
 //! Nothing computed may depend on which thread ran a task; every kernel writes its own block of the output.
 //!
 //! This module holds two of the crate's few uses of `unsafe`: a region's closure is lent to the workers
@@ -14,7 +15,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, Thread};
 
 /// Polls before a waiting worker parks: some 50–100 µs, longer than the serial work between regions.
@@ -32,16 +33,37 @@ const REGION: u64 = 1 << 32;
 
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
-struct Job {
-    task: *const Task<'static>,
-    n_tasks: usize,
+/// Tasks that are left of a thread's share: the first one's number, and in the upper half the number behind the last.
+///
+/// Two cache lines, because processors fetch lines in pairs.
+#[repr(align(128))]
+struct Share(AtomicU64);
+
+impl Share {
+    /// Starts anew. The caller of `run` does so while the region is closed and empty.
+    fn set(&self, tasks: Range<u32>) {
+        self.0.store(u64::from(tasks.end) << 32 | u64::from(tasks.start), Ordering::Relaxed);
+    }
+
+    /// Takes the first task, or the last one.
+    fn take(&self, last: bool) -> Option<usize> {
+        let split = |tasks: u64| (tasks as u32, (tasks >> 32) as u32);
+        let taken = |tasks: u64| {
+            let (start, end) = split(tasks);
+            (start < end).then(|| if last { tasks - (1 << 32) } else { tasks + 1 })
+        };
+        let tasks = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).ok()?;
+        let (start, end) = split(tasks);
+        Some(if last { end - 1 } else { start } as usize)
+    }
 }
 
 struct Shared {
     state: AtomicU64,
-    next_task: AtomicUsize,
+    /// By thread, the caller's first.
+    shares: Box<[Share]>,
     /// Written by the caller while the region is closed and empty, read by workers inside it.
-    job: UnsafeCell<Job>,
+    job: UnsafeCell<*const Task<'static>>,
     panicked: AtomicBool,
     stop: AtomicBool,
     spins: u32,
@@ -54,18 +76,17 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Shared {
-    /// Takes tasks until none is left.
-    fn work(&self) {
+    /// Does tasks until none is left: those of thread `me`, then others'.
+    fn work(&self, me: usize) {
         // SAFETY: the caller is inside the open region (or is the region's owner), so `job` is not being written.
-        let job = unsafe { &*self.job.get() };
+        let task = unsafe { *self.job.get() };
         // SAFETY: `run` keeps the closure borrowed until every worker has left the region.
-        let task = unsafe { &*job.task };
-        loop {
-            let i = self.next_task.fetch_add(1, Ordering::Relaxed);
-            if i >= job.n_tasks {
-                return;
+        let task = unsafe { &*task };
+        let (before, from) = self.shares.split_at(me);
+        for (i, share) in from.iter().chain(before).enumerate() {
+            while let Some(number) = share.take(i > 0) {
+                task(number);
             }
-            task(i);
         }
     }
 
@@ -127,8 +148,8 @@ impl Pool {
         let cores = available_cores();
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
-            next_task: AtomicUsize::new(0),
-            job: UnsafeCell::new(Job { task: &|_| {}, n_tasks: 0 }),
+            shares: (0..n_threads).map(|_| Share(AtomicU64::new(0))).collect(),
+            job: UnsafeCell::new(&|_| {}),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             // With more threads than cores a spinning worker only keeps another from running.
@@ -142,7 +163,7 @@ impl Pool {
             let handle = std::thread::Builder::new().name(format!("tidbit-{i}")).spawn(move || {
                 let mut seen = 0;
                 while shared.enter(&mut seen, &asleep).is_some() {
-                    if catch_unwind(AssertUnwindSafe(|| shared.work())).is_err() {
+                    if catch_unwind(AssertUnwindSafe(|| shared.work(i))).is_err() {
                         shared.panicked.store(true, Ordering::Relaxed);
                     }
                     shared.state.fetch_sub(1, Ordering::Release);
@@ -161,20 +182,25 @@ impl Pool {
     /// Calls `task(0)` to `task(n_tasks - 1)`, each once, on all threads; returns when all are done.
     ///
     /// # Panics
-    /// When a task panics, after all threads left.
+    /// When a task panics, after all threads left, or when there are 2^32 tasks or more.
     pub fn run(&mut self, n_tasks: usize, task: &Task<'_>) {
         if self.workers.is_empty() || n_tasks <= 1 {
             (0..n_tasks).for_each(task);
             return;
         }
+        assert!(u32::try_from(n_tasks).is_ok(), "{n_tasks} tasks in a region");
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. The pointer is used by workers inside this region only, and this function
         // does not return or unwind before all of them have left.
         let task: &Task<'static> = unsafe { std::mem::transmute(task) };
         // SAFETY: the region is closed and empty (the last `run` saw to it, and `&mut self` excludes another), so no
         // worker reads `job` now.
-        unsafe { *shared.job.get() = Job { task, n_tasks } };
-        shared.next_task.store(0, Ordering::Relaxed);
+        unsafe { *shared.job.get() = task };
+        let (n_tasks, n_threads) = (n_tasks as u64, self.n_threads() as u64);
+        let number = |i: usize| (i as u64 * n_tasks / n_threads) as u32;
+        for (i, share) in shared.shares.iter().enumerate() {
+            share.set(number(i)..number(i + 1));
+        }
         let region = (shared.state.load(Ordering::Relaxed) / REGION).wrapping_add(1) % (1 << 32);
         shared.state.store((region * REGION) | OPEN, Ordering::SeqCst);
         for worker in &self.workers {
@@ -182,7 +208,7 @@ impl Pool {
                 worker.thread.unpark();
             }
         }
-        let own = catch_unwind(AssertUnwindSafe(|| shared.work()));
+        let own = catch_unwind(AssertUnwindSafe(|| shared.work(0)));
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0;
         while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
@@ -337,6 +363,42 @@ mod tests {
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 50), "{n_threads} threads, {n_tasks} tasks");
             }
         }
+    }
+
+    #[test]
+    fn a_share_is_taken_from_both_ends() {
+        let share = Share(AtomicU64::new(0));
+        assert_eq!(share.take(false), None);
+        share.set(7..10);
+        assert_eq!(
+            [false, true, false, false, true].map(|last| share.take(last)),
+            [Some(7), Some(9), Some(8), None, None]
+        );
+        share.set(0..1);
+        assert_eq!([true, true, false].map(|last| share.take(last)), [Some(0), None, None]);
+    }
+
+    #[test]
+    fn a_thread_does_its_own_tasks_in_order_and_those_of_one_that_is_held_up() {
+        let mut pool = Pool::new(2).unwrap();
+        let (done, held) = (std::sync::Mutex::new(Vec::new()), AtomicU32::new(0));
+        pool.run(8, &|i| {
+            done.lock().unwrap().push((std::thread::current().id(), i));
+            // The worker's first task waits until the caller has done all others.
+            if i == 4 && std::thread::current().name() == Some("tidbit-1") {
+                held.store(1, Ordering::SeqCst);
+                while done.lock().unwrap().len() < 8 {
+                    std::thread::yield_now();
+                }
+            }
+            // The caller's first one waits for the worker.
+            while i == 0 && held.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+        });
+        let me = std::thread::current().id();
+        let mine: Vec<usize> = done.into_inner().unwrap().iter().filter(|(id, _)| *id == me).map(|&(_, i)| i).collect();
+        assert_eq!(mine, [0, 1, 2, 3, 7, 6, 5]);
     }
 
     #[test]
