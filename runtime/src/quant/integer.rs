@@ -132,16 +132,18 @@ pub fn row_scale(largest: f32) -> f32 {
     if largest > 1e-30 { largest / square(MAX_SCALE) } else { 0.0 }
 }
 
-/// The block scale nearest to `scale`.
+/// The block scale nearest to `scale`. Without branches and calls, so that loops over rows become vectors.
+#[inline]
 pub fn nearest_scale(scale: f32, row_scale: f32) -> i8 {
-    if row_scale == 0.0 {
-        return 0;
-    }
-    let root = (scale.abs() / row_scale).sqrt().round_ties_even().min(f32::from(MAX_SCALE)) as i8;
+    /// What is added to this and taken away again is rounded to a whole number, ties to even.
+    const ROUND: f32 = 12_582_912.0;
+    let ratio = scale.abs() / row_scale;
+    let root = (ratio.sqrt() + ROUND - ROUND).min(f32::from(MAX_SCALE));
     // The middle of two squares is nearer to the smaller root than to their middle.
-    let root =
-        if root > 0 && square(root) + square(root - 1) > 2.0 * (scale.abs() / row_scale) { root - 1 } else { root };
-    if scale < 0.0 { -root } else { root }
+    let less = root - 1.0;
+    let root = if root > 0.0 && root * root + less * less > 2.0 * ratio { less } else { root };
+    let root = if row_scale == 0.0 { 0.0 } else { root };
+    (if scale < 0.0 { -root } else { root }) as i8
 }
 
 /// Where the parts of a panel lie.

@@ -5,7 +5,7 @@
 //! tile sizes below, nor on the instruction set.
 //!
 //! What bounds many tokens: each eight dot products need three float operations on the same two ports, so at most 73 % of
-//! the 8-bit peak; the loop reaches 62 %, with unpacking it is 56 % (GPT-2 124M, 512 tokens, `q4`, one thread, by `perf`).
+//! the 8-bit peak; with unpacking it is 59 to 61 % (GPT-2 124M, 512 tokens, `q4`, one thread, by `perf`; one matrix by itself).
 //!
 //! Tried and left out: AMX. `tdpbssd` makes the 16 x 16 sums of a block in 16 cycles (with 32 columns as with 64), but loading
 //! its operands (13), storing the sums (15 to 18) and scaling them (24 to 29) hardly overlap with it: 70 cycles where
@@ -201,10 +201,12 @@ unsafe fn panels<S: Simd, W: IntWeights<S>, const P: usize>(args: &GemmArgs, pan
     let Activations::Int { x, stride } = args.x else { unreachable!("integer weights take integer activations") };
     // Not cleared: that took 3 % of the product.
     let mut unpacked = Lines(MaybeUninit::<[u8; MAX_PANELS * CHUNK_BLOCKS * UNPACKED_BYTES]>::uninit());
+    let mut scales = Lines(MaybeUninit::<[f32; MAX_PANELS * CHUNK_BLOCKS * LANES]>::uninit());
     let mut sums = Lines(MaybeUninit::<[f32; MAX_PANELS * LANES * CHUNK_TOKENS]>::uninit());
-    let (unpacked, sums) = (unpacked.0.as_mut_ptr().cast::<u8>(), sums.0.as_mut_ptr().cast::<f32>());
-    // SAFETY: the caller's arguments cover the panels, the activations and the output; the two buffers hold a
-    // chunk each, and what is read of them was written before: `unpacked` by `unpack`, `sums` by the chunk before.
+    let (unpacked, scales) = (unpacked.0.as_mut_ptr().cast::<u8>(), scales.0.as_mut_ptr().cast::<f32>());
+    let sums = sums.0.as_mut_ptr().cast::<f32>();
+    // SAFETY: the caller's arguments cover the panels, the activations and the output; the three buffers hold a
+    // chunk each, and what is read of them was written before: `unpacked` and `scales` here, `sums` by the chunk before.
     unsafe {
         let weights = W::new();
         let layout = panel_layout::<S, W>(args.cols);
@@ -214,8 +216,13 @@ unsafe fn panels<S: Simd, W: IntWeights<S>, const P: usize>(args: &GemmArgs, pan
             for first_block in (0..layout.n_blocks).step_by(CHUNK_BLOCKS) {
                 let n_blocks = CHUNK_BLOCKS.min(layout.n_blocks - first_block);
                 for p in 0..P {
-                    let source = base.add(p * args.panel_bytes + layout.values_at + first_block * W::BLOCK_BYTES);
-                    unpack::<S, W>(weights, source, n_blocks, unpacked.add(p * CHUNK_BLOCKS * UNPACKED_BYTES));
+                    let source = base.add(p * args.panel_bytes);
+                    let values = source.add(layout.values_at + first_block * W::BLOCK_BYTES);
+                    unpack::<S, W>(weights, values, n_blocks, unpacked.add(p * CHUNK_BLOCKS * UNPACKED_BYTES));
+                    for b in 0..n_blocks {
+                        let scale = block_scales::<S>(scales_of(source).add((first_block + b) * LANES));
+                        S::store(scales.add((p * CHUNK_BLOCKS + b) * LANES), scale);
+                    }
                 }
                 let last = first_block + n_blocks == layout.n_blocks;
                 // What is unpacked next: more of these panels, the same again for other tokens, or what lies behind them.
@@ -230,7 +237,7 @@ unsafe fn panels<S: Simd, W: IntWeights<S>, const P: usize>(args: &GemmArgs, pan
                     panel,
                     token: first_token,
                     weights: unpacked,
-                    scales: scales_of(base).add(first_block * LANES),
+                    scales,
                     x: x.add(first_token * stride + first_block),
                     x_stride: stride,
                     n_blocks,
@@ -302,7 +309,8 @@ pub(in crate::kernels) struct Chunk<'a> {
     /// The first of the tokens that are left, from which `x` and `sums` count.
     token: usize,
     weights: *const u8,
-    scales: *const i8,
+    /// Of the blocks, as [`block_scales`] makes them: doing it for each tile takes a sixteenth of the slots of its ports.
+    scales: *const f32,
     x: *const ActBlock,
     /// From one token to the next, in blocks.
     x_stride: usize,
@@ -428,7 +436,7 @@ impl Chunk<'_> {
             for b in 0..self.n_blocks {
                 let dots = if S::PAIRS { [[S::splat_i(0); P]; T] } else { self.dots::<S, D, P, T>(b) };
                 for p in 0..P {
-                    let scale = block_scales::<S>(self.scales.add(p * self.args.panel_bytes + b * LANES));
+                    let scale = S::load(self.scales.add((p * CHUNK_BLOCKS + b) * LANES));
                     if S::PAIRS {
                         for t in (0..T).step_by(2) {
                             self.add_pair::<S, P, T>((b, p, t), scale, &mut sums);
