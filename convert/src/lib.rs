@@ -18,7 +18,7 @@
 //! | `conversion` | all of it together |
 //!
 //! Source files are read, never mapped, once and in their own order, a little ahead of the encoder: peak memory is the
-//! largest tensor's sources plus some 40 megabytes. Where one of our tensors is made of several (queries, keys and values), the first wait
+//! largest tensor's sources plus some 80 megabytes. Where one of our tensors is made of several (queries, keys and values), the first wait
 //! in memory for the last.
 
 #![forbid(unsafe_code)]

@@ -16,13 +16,17 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tidbit_runtime::format::SourceFile;
 use tidbit_runtime::format::header::hex;
+use tidbit_runtime::storage::Zeros;
 
 /// Bytes that are read at a time: they stay in a core's own cache until the checksum has seen them.
 const PIECE: usize = 256 << 10;
 /// Bytes of tensors that may be in memory beyond the largest one.
-const AHEAD: u64 = 24 << 20;
+const AHEAD: u64 = 64 << 20;
 /// Buffers from this length on are used again: new ones cost a page fault for every 4096 bytes.
 const KEPT: usize = 1 << 20;
+
+/// Memory comes in pages of this size, or larger ones.
+const PAGE: usize = 4096;
 
 /// A tensor that is wanted.
 pub(crate) struct Wanted<'a> {
@@ -108,7 +112,7 @@ struct State {
     /// Bytes of the buffers that are in use.
     used: u64,
     /// Buffers for later.
-    spare: Vec<Vec<u8>>,
+    spare: Vec<Zeros<u8>>,
     closed: bool,
 }
 
@@ -131,40 +135,42 @@ impl Room {
 
     /// Waits until there is room for `length` bytes. `None` when it has been closed. A tensor that waits for others gets an
     /// `exact` buffer, so that no more is held than the schedule knows of.
-    fn take(self: &Arc<Self>, length: usize, exact: bool) -> Option<Result<Buffer, std::collections::TryReserveError>> {
+    fn take(self: &Arc<Self>, length: usize, exact: bool) -> Option<std::io::Result<Buffer>> {
+        // What it takes of memory.
+        let size = length.next_multiple_of(PAGE);
         let mut state = self.lock();
         let bytes = loop {
             if state.closed {
                 return None;
             }
             // The smallest that fits, unless most of it would lie idle.
-            let most = if exact { length } else { length.saturating_mul(2).saturating_add(1) };
-            let fits = |b: &Vec<u8>| (length..=most).contains(&b.len());
+            let most = if exact { size } else { size.saturating_mul(2) };
+            let fits = |b: &Zeros<u8>| (size..=most).contains(&b.len());
             let found = state.spare.iter().enumerate().filter(|(_, b)| fits(b)).min_by_key(|(_, b)| b.len());
             if let Some((i, _)) = found {
                 break state.spare.swap_remove(i);
             }
-            if state.used == 0 || state.used.saturating_add(length as u64) <= self.limit {
-                while !state.spare.is_empty() && state.used + state.spare_bytes() + length as u64 > self.limit {
+            if state.used == 0 || state.used.saturating_add(size as u64) <= self.limit {
+                while !state.spare.is_empty() && state.used + state.spare_bytes() + size as u64 > self.limit {
                     state.spare.pop();
                 }
-                let mut bytes = Vec::new();
-                if let Err(e) = bytes.try_reserve_exact(length) {
-                    return Some(Err(e));
+                // A matrix that lies column by column is read from thousands of pages.
+                match Zeros::huge(size) {
+                    Ok(bytes) => break bytes,
+                    Err(e) => return Some(Err(e)),
                 }
-                bytes.resize(length, 0);
-                break bytes;
             }
             state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
         };
         state.used += bytes.len() as u64;
-        Some(Ok(Buffer { bytes, length, room: Arc::clone(self) }))
+        Some(Ok(Buffer { bytes: Some(bytes), length, room: Arc::clone(self) }))
     }
 }
 
 /// A tensor's bytes. Dropping it makes room.
 pub(crate) struct Buffer {
-    bytes: Vec<u8>,
+    /// `None` when it has been given back.
+    bytes: Option<Zeros<u8>>,
     length: usize,
     room: Arc<Room>,
 }
@@ -172,17 +178,18 @@ pub(crate) struct Buffer {
 impl std::ops::Deref for Buffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.bytes[..self.length]
+        &self.bytes.as_deref().unwrap_or_default()[..self.length]
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let bytes = std::mem::take(&mut self.bytes);
         let mut state = self.room.lock();
-        state.used -= bytes.len() as u64;
-        if bytes.len() >= KEPT {
-            state.spare.push(bytes);
+        if let Some(bytes) = self.bytes.take() {
+            state.used -= bytes.len() as u64;
+            if bytes.len() >= KEPT {
+                state.spare.push(bytes);
+            }
         }
         drop(state);
         self.room.freed.notify_all();
@@ -273,7 +280,7 @@ impl<'a> Pass<'a> {
         let length = wanted.source.bytes().ok_or_else(|| error("its size overflows".into()))?;
         let room = self.room.take(length as usize, exact).ok_or(ConvertError::Cancelled)?;
         let mut buffer = room.map_err(|_| error(format!("cannot allocate {length} bytes")))?;
-        let bytes = &mut buffer.bytes[..length as usize];
+        let bytes = &mut buffer.bytes.as_deref_mut().unwrap_or_default()[..length as usize];
         if path != self.path || wanted.source.offset < self.position {
             // It comes late, or shares bytes with a tensor that has passed.
             bytes.copy_from_slice(&read_range(path, wanted.name, wanted.source.offset, length)?);

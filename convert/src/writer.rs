@@ -2,8 +2,9 @@
 //!
 //! Tensors come in any order, each goes to its place. The header needs every checksum, so its place is kept free and it is
 //! written last. A tensor is encoded in chunks of a few megabytes, the panels of a chunk in parallel; the bytes do not
-//! depend on the number of threads. What has been written is sent to the disk meanwhile: waiting for all of it at the end
-//! took a third of a conversion. Whatever goes wrong, the temporary file is removed.
+//! depend on the number of threads. A thread of its own computes checksums and writes, while the next chunk is encoded. What has
+//! been written is sent to the disk meanwhile: waiting for all of it at the end took a third of a conversion. Whatever goes
+//! wrong, the temporary file is removed.
 
 use crate::error::ConvertError;
 use crate::plan::Plan;
@@ -14,15 +15,20 @@ use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
-use std::sync::mpsc::{self, SyncSender};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use tidbit_runtime::format::header::{self, hex};
 use tidbit_runtime::format::{SourceFile, Stored};
 use tidbit_runtime::kernels::Kernels;
 use tidbit_runtime::quant::{PANEL_ROWS, QuantType};
 use tidbit_runtime::spec::Spec;
 
-/// Encoded bytes that are held at a time.
-const CHUNK: usize = 8 << 20;
+/// Encoded bytes of a chunk, unless there are more threads than it has work for. Three chunks are held: one is encoded, one
+/// waits, one is written.
+const CHUNK: usize = 4 << 20;
+/// A chunk does not grow beyond this for the sake of threads.
+const MOST_CHUNK: usize = 32 << 20;
+/// Buffers that are used again, in bytes.
+const KEPT: std::ops::RangeInclusive<usize> = 1 << 20..=MOST_CHUNK;
 /// Panels that a thread encodes together: where a source has them column by column, they share its lines and pages.
 const TOGETHER: usize = 4;
 /// Written bytes after which the disk is given them.
@@ -131,7 +137,7 @@ struct Target<'a, W> {
     flush: &'a SyncSender<()>,
 }
 
-fn write_model<W: Write + Seek>(
+fn write_model<W: Write + Seek + Send>(
     job: Job<'_>,
     target: Target<'_, W>,
     progress: &mut dyn Progress,
@@ -153,33 +159,39 @@ fn write_model<W: Write + Seek>(
         end += tensor.bytes;
     }
 
-    progress.begin(plan.source_bytes, plan.tensors.len());
-    let mut sink = Sink { target, hasher: Sha256::new(), bytes: 0, unflushed: 0 };
-    let mut left = plan.tensors.len();
-    loop {
-        cancel.check()?;
-        let Some(next) = tensors.next() else { break };
-        let (i, content) = next?;
-        let tensor = &plan.tensors[i];
-        sink.seek(places[i])?;
-        match (content, tensor.stored, tensor.shape.as_slice()) {
-            (Content::Encoded(bytes), _, _) => sink.put(&bytes)?,
-            (Content::Rows(rows), Stored::Matrix(quant), &[n, cols]) => {
-                write_matrix(&*rows, (kernels, quant), [n, cols], &mut sink, cancel)?;
-            }
-            (Content::Rows(rows), Stored::Vector, &[n]) => write_vector(&*rows, n, &mut sink)?,
-            (_, stored, shape) => unreachable!("{stored} of shape {shape:?} is never planned"),
-        }
-        records[i].1.sha256 = sink.finish_tensor(tensor.bytes);
-        progress.tensor(&tensor.name, tensor.source_bytes);
-        left -= 1;
+    let mut sizes: Vec<u64> = plan.tensors.iter().map(|tensor| tensor.bytes).collect();
+    if tokenizer.is_some() {
+        places.push(end);
+        sizes.push(plan.tokenizer_bytes);
     }
-    assert_eq!(left, 0, "tensors that nobody gave");
-    if let (Some(StoredTokenizer { bytes, .. }), Some((_, record))) = (tokenizer, records.last_mut()) {
-        sink.seek(end)?;
-        sink.put(bytes)?;
-        sink.put(&vec![0; plan.tokenizer_bytes as usize - bytes.len()])?;
-        record.sha256 = sink.finish_tensor(plan.tokenizer_bytes);
+
+    progress.begin(plan.source_bytes, plan.tensors.len());
+    let mut disk = Disk { target, unflushed: 0 };
+    let checksums = std::thread::scope(|scope| {
+        let (send, pieces) = mpsc::sync_channel(1);
+        let (give_back, spare) = mpsc::sync_channel(2);
+        let (disk, places) = (&mut disk, &places);
+        let writer = scope.spawn(move || disk.write_all(places, pieces, &give_back));
+        let mut sink = Sink { record: 0, send, spare };
+        let encoded = encode_all(plan, kernels, &mut sink, progress, tensors, cancel).and_then(|()| {
+            let Some(StoredTokenizer { bytes, .. }) = tokenizer else { return Ok(()) };
+            sink.record = plan.tensors.len();
+            sink.put(bytes.clone())?;
+            sink.put(vec![0; plan.tokenizer_bytes as usize - bytes.len()])
+        });
+        drop(sink);
+        let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // What stopped the writer stopped the encoder.
+        let checksums = written?;
+        match encoded {
+            Ok(()) => Ok(checksums),
+            Err(Stop::For(e)) => Err(e),
+            Err(Stop::Writer) => unreachable!("the writer listens until it fails"),
+        }
+    })?;
+    for (((_, record), expected), (bytes, checksum)) in records.iter_mut().zip(sizes).zip(checksums) {
+        assert_eq!(bytes, expected, "bytes written and planned");
+        record.sha256 = checksum;
     }
 
     let header = encode_header(hashed()?, &records)?;
@@ -188,30 +200,92 @@ fn write_model<W: Write + Seek>(
         let reason = "an input file changed while it was read";
         return Err(ConvertError::output(output, reason));
     }
-    sink.seek(0)?;
-    sink.put(&header)?;
-    sink.target.out.flush().map_err(ConvertError::io(output))?;
+    disk.seek(0)?;
+    disk.put(&header)?;
+    disk.target.out.flush().map_err(ConvertError::io(output))?;
     progress.end();
     Ok(plan.file_bytes)
 }
 
-/// Writes bytes and remembers their checksum.
-struct Sink<'a, W> {
+/// Encodes every tensor of the plan.
+fn encode_all(
+    plan: &Plan,
+    kernels: Kernels,
+    sink: &mut Sink,
+    progress: &mut dyn Progress,
+    tensors: &mut dyn Iterator<Item = Tensor>,
+    cancel: Cancel<'_>,
+) -> Result<(), Stop> {
+    let mut left = plan.tensors.len();
+    loop {
+        cancel.check()?;
+        let Some(next) = tensors.next() else { break };
+        let (i, content) = next?;
+        let tensor = &plan.tensors[i];
+        sink.record = i;
+        match (content, tensor.stored, tensor.shape.as_slice()) {
+            (Content::Encoded(bytes), _, _) => sink.put(bytes)?,
+            (Content::Rows(rows), Stored::Matrix(quant), &[n, cols]) => {
+                write_matrix(&*rows, (kernels, quant), [n, cols], sink, cancel)?;
+            }
+            (Content::Rows(rows), Stored::Vector, &[n]) => write_vector(&*rows, n, sink)?,
+            (_, stored, shape) => unreachable!("{stored} of shape {shape:?} is never planned"),
+        }
+        progress.tensor(&tensor.name, tensor.source_bytes);
+        left -= 1;
+    }
+    assert_eq!(left, 0, "tensors that nobody gave");
+    Ok(())
+}
+
+/// Why encoding ended early.
+enum Stop {
+    For(ConvertError),
+    /// The writer has failed, and says why.
+    Writer,
+}
+
+impl From<ConvertError> for Stop {
+    fn from(error: ConvertError) -> Self {
+        Self::For(error)
+    }
+}
+
+/// Hands bytes to the writer.
+struct Sink {
+    /// The record that they belong to.
+    record: usize,
+    send: SyncSender<(usize, Vec<u8>)>,
+    /// Buffers that have been written: new ones cost a page fault for every 4096 bytes.
+    spare: Receiver<Vec<u8>>,
+}
+
+impl Sink {
+    fn put(&mut self, bytes: Vec<u8>) -> Result<(), Stop> {
+        self.send.send((self.record, bytes)).map_err(|_| Stop::Writer)
+    }
+
+    /// `length` bytes to be overwritten.
+    fn buffer(&mut self, length: usize) -> Vec<u8> {
+        let mut buffer = self.spare.try_recv().unwrap_or_default();
+        buffer.resize(length, 0);
+        buffer
+    }
+}
+
+/// The file, and how much of it the disk does not know of.
+struct Disk<'a, W> {
     target: Target<'a, W>,
-    hasher: Sha256,
-    bytes: u64,
     unflushed: u64,
 }
 
-impl<W: Write + Seek> Sink<'_, W> {
+impl<W: Write + Seek> Disk<'_, W> {
     fn seek(&mut self, place: u64) -> Result<(), ConvertError> {
         let Target { out, path, .. } = &mut self.target;
         out.seek(SeekFrom::Start(place)).map(|_| ()).map_err(ConvertError::io(path))
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), ConvertError> {
-        self.hasher.update(bytes);
-        self.bytes += bytes.len() as u64;
         self.unflushed += bytes.len() as u64;
         let Target { out, path, flush } = &mut self.target;
         out.write_all(bytes).map_err(ConvertError::io(path))?;
@@ -222,40 +296,59 @@ impl<W: Write + Seek> Sink<'_, W> {
         Ok(())
     }
 
-    /// The checksum of what was written since the last call.
-    fn finish_tensor(&mut self, expected: u64) -> String {
-        assert_eq!(std::mem::take(&mut self.bytes), expected, "bytes written and planned");
-        hex(&std::mem::take(&mut self.hasher).finalize())
+    /// Writes until nothing more comes: bytes of records, each record's one after the other from its place on. How many there
+    /// were, and their checksums.
+    fn write_all(
+        &mut self,
+        places: &[u64],
+        pieces: Receiver<(usize, Vec<u8>)>,
+        give_back: &SyncSender<Vec<u8>>,
+    ) -> Result<Vec<(u64, String)>, ConvertError> {
+        let mut written: Vec<(u64, Sha256)> = places.iter().map(|_| Default::default()).collect();
+        let mut last = None;
+        for (record, bytes) in pieces {
+            if last.replace(record) != Some(record) {
+                self.seek(places[record])?;
+            }
+            let (length, hasher) = &mut written[record];
+            *length += bytes.len() as u64;
+            hasher.update(&bytes);
+            self.put(&bytes)?;
+            if KEPT.contains(&bytes.capacity()) {
+                // Enough are waiting, or whoever encodes has ended.
+                let _ = give_back.try_send(bytes);
+            }
+        }
+        Ok(written.into_iter().map(|(length, hasher)| (length, hex(&hasher.finalize()))).collect())
     }
 }
 
-fn write_vector<W: Write + Seek>(rows: &dyn Rows, n: usize, sink: &mut Sink<'_, W>) -> Result<(), ConvertError> {
+fn write_vector(rows: &dyn Rows, n: usize, sink: &mut Sink) -> Result<(), Stop> {
     let mut scratch = Scratch::default();
     let source = rows.source(0..n, 1, &mut scratch);
     let mut values: Vec<f32> = (0..n).map(|row| source.at(row, 0)).collect();
     if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-        return Err(rows.refuse(at, 0, values[at], Stored::Vector));
+        return Err(rows.refuse(at, 0, values[at], Stored::Vector).into());
     }
     values.resize(n.next_multiple_of(PANEL_ROWS), 0.0);
-    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    sink.put(&bytes)
+    sink.put(values.iter().flat_map(|v| v.to_le_bytes()).collect())
 }
 
-fn write_matrix<W: Write + Seek>(
+fn write_matrix(
     rows: &dyn Rows,
     (kernels, quant): (Kernels, QuantType),
     [n, cols]: [usize; 2],
-    sink: &mut Sink<'_, W>,
+    sink: &mut Sink,
     cancel: Cancel<'_>,
-) -> Result<(), ConvertError> {
+) -> Result<(), Stop> {
     let bytes = quant.matrix_bytes(n, cols).expect("the plan has this size");
     let task_rows = TOGETHER * PANEL_ROWS;
     let task_bytes = bytes / n.div_ceil(PANEL_ROWS) * TOGETHER;
-    let chunk_bytes = (CHUNK / task_bytes).max(1) * task_bytes;
-    let mut chunk = vec![0; chunk_bytes.min(bytes)];
+    let for_threads = rayon::current_num_threads().min(MOST_CHUNK / task_bytes);
+    let chunk_bytes = (CHUNK / task_bytes).max(for_threads).max(1) * task_bytes;
     for start in (0..bytes).step_by(chunk_bytes) {
         cancel.check()?;
-        let chunk = &mut chunk[..(bytes - start).min(chunk_bytes)];
+        let mut chunk = sink.buffer((bytes - start).min(chunk_bytes));
         let encode = |scratch: &mut Scratch, (i, panels): (usize, &mut [u8])| {
             let first = (start / task_bytes + i) * task_rows;
             let range = first..n.min(first + task_rows);
@@ -281,9 +374,9 @@ mod tests {
     use tidbit_runtime::{kernels, spec};
 
     /// A disk with room for so many bytes.
-    struct Disk(usize);
+    struct Small(usize);
 
-    impl Write for Disk {
+    impl Write for Small {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             match self.0.checked_sub(bytes.len()) {
                 Some(left) => self.0 = left,
@@ -296,7 +389,7 @@ mod tests {
         }
     }
 
-    impl Seek for Disk {
+    impl Seek for Small {
         fn seek(&mut self, _: SeekFrom) -> io::Result<u64> {
             Ok(0)
         }
@@ -319,7 +412,7 @@ mod tests {
             let random = |i: usize| Content::Rows(Box::new(RandomRows::new(1, i, spec::Role::Projection, "")));
             let mut tensors = (0..n).map(|i| Ok((i, random(i))));
             let (flush, _flushes) = mpsc::sync_channel(1);
-            let target = Target { out: &mut Disk(room), path: Path::new("out.tidbit"), flush: &flush };
+            let target = Target { out: &mut Small(room), path: Path::new("out.tidbit"), flush: &flush };
             write_model(job, target, &mut (), &mut tensors, || Ok(Vec::new()))
         };
         let needed = plan.file_bytes as usize;

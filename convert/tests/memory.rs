@@ -74,7 +74,7 @@ fn only_one_tensor_is_in_memory_at_a_time() {
     let [growth_gpt2, largest, total] = growth(GPT2, &tensors);
     assert!(total > 400 << 20 && largest < 25 << 20, "{total} bytes, the largest tensor {largest}");
     assert!(
-        growth_gpt2 < largest + (64 << 20),
+        growth_gpt2 < largest + (96 << 20),
         "{growth_gpt2} bytes for a largest tensor of {largest}, of {total} in all"
     );
 

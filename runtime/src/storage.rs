@@ -154,9 +154,9 @@ impl Deref for Bytes {
     }
 }
 
-/// Memory for a copy of `len` bytes, in huge pages where the system has them.
+/// Memory of `len` bytes, in huge pages where the system has them.
 ///
-/// Decoding reads the whole model for each token. In pages of 4 KiB, that misses the TLB all the time.
+/// Decoding reads a copy of the whole model for each token. In pages of 4 KiB, that misses the TLB all the time.
 fn room(len: usize) -> std::io::Result<MmapMut> {
     // An empty mapping is not possible.
     let map = MmapMut::map_anon(len.max(1))?;
@@ -206,9 +206,21 @@ impl<T: Pod> Zeros<T> {
     /// # Errors
     /// When there is not so much memory.
     pub fn new(len: usize) -> std::io::Result<Self> {
-        let bytes = len.checked_mul(size_of::<T>()).ok_or(std::io::ErrorKind::OutOfMemory)?;
         // An empty mapping is not possible.
-        Ok(Self { map: MmapMut::map_anon(bytes.max(1))?, len, of: PhantomData })
+        Self::in_memory(len, |bytes| MmapMut::map_anon(bytes.max(1)))
+    }
+
+    /// The same in huge pages where the system has them, for what is written as a whole and then read here and there.
+    ///
+    /// # Errors
+    /// When there is not so much memory.
+    pub fn huge(len: usize) -> std::io::Result<Self> {
+        Self::in_memory(len, room)
+    }
+
+    fn in_memory(len: usize, map: impl Fn(usize) -> std::io::Result<MmapMut>) -> std::io::Result<Self> {
+        let bytes = len.checked_mul(size_of::<T>()).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        Ok(Self { map: map(bytes)?, len, of: PhantomData })
     }
 }
 
@@ -239,10 +251,11 @@ mod tests {
     #[test]
     fn zeros_are_zero_and_too_many_are_an_error() {
         for n in [0, 1, 5000] {
-            let mut zeros = Zeros::<f32>::new(n).unwrap();
-            assert_eq!(*zeros, vec![0.0; n]);
-            zeros.fill(1.5);
-            assert_eq!(zeros.iter().sum::<f32>(), 1.5 * n as f32);
+            for mut zeros in [Zeros::<f32>::new(n).unwrap(), Zeros::huge(n).unwrap()] {
+                assert_eq!(*zeros, vec![0.0; n]);
+                zeros.fill(1.5);
+                assert_eq!(zeros.iter().sum::<f32>(), 1.5 * n as f32);
+            }
         }
         assert!(Zeros::<f32>::new(usize::MAX / 2).is_err() && Zeros::<f32>::new(usize::MAX / 64).is_err());
     }
