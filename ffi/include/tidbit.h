@@ -355,7 +355,7 @@ tidbit_status tidbit_model_share(const tidbit_model *model, tidbit_model **out_m
  * Reads the whole model and compares its checksums. They find damage, not forgery.
  *
  * Threads: any.
- * Errors: `TIDBIT_BAD_MODEL` for the first part that is not what was written; `TIDBIT_INVALID_HANDLE`.
+ * Errors: `TIDBIT_BAD_MODEL` for the first part that is not what was written; `TIDBIT_OUT_OF_MEMORY`, `TIDBIT_INVALID_HANDLE`.
  */
 tidbit_status tidbit_model_verify(const tidbit_model *model);
 
@@ -560,8 +560,8 @@ tidbit_status tidbit_session_append_text(tidbit_session *session,
  * Threads: as `tidbit_session_new`.
  * Errors: `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`: nothing was lost, the next call chooses the same token;
  * `TIDBIT_EMPTY` before anything was appended; `TIDBIT_CONTEXT_FULL`; `TIDBIT_CANCELLED`; `TIDBIT_NOT_FINITE` for a model
- * that computes no numbers; `TIDBIT_BAD_MODEL` for a damaged tokenizer; `TIDBIT_BUSY`, `TIDBIT_POISONED`,
- * `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`. The text is then as it was.
+ * that computes no numbers; `TIDBIT_BAD_MODEL` for a damaged tokenizer; `TIDBIT_OUT_OF_MEMORY`, `TIDBIT_BUSY`,
+ * `TIDBIT_POISONED`, `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`. The text is then as it was.
  */
 tidbit_status tidbit_session_next(tidbit_session *session,
                                   uint32_t *out_token,
@@ -686,8 +686,8 @@ tidbit_status tidbit_session_free(tidbit_session *session);
  * Ownership: text and buffer stay the caller's. A null buffer of capacity 0 asks for the number of tokens.
  * Threads: any.
  * Errors: `TIDBIT_BUFFER_TOO_SMALL`, with the number of tokens in `out_length`; `TIDBIT_INVALID_UTF8`;
- * `TIDBIT_UNSUPPORTED` for a model without a tokenizer; `TIDBIT_BAD_MODEL` for a damaged one; `TIDBIT_INVALID_HANDLE`,
- * `TIDBIT_INVALID_ARGUMENT`.
+ * `TIDBIT_UNSUPPORTED` for a model without a tokenizer; `TIDBIT_BAD_MODEL` for a damaged one; `TIDBIT_OUT_OF_MEMORY`,
+ * `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`.
  */
 tidbit_status tidbit_encode(const tidbit_model *model,
                             const char *text,
@@ -718,10 +718,11 @@ tidbit_status tidbit_decode(const tidbit_model *model,
  *
  * Ownership: the caller frees the handle with `tidbit_decoder_free`. It keeps the model.
  * Threads: any. The handle belongs to one thread at a time; another gets `TIDBIT_BUSY`.
- * Errors: `TIDBIT_UNSUPPORTED` for a model without a tokenizer; `TIDBIT_BAD_MODEL`, `TIDBIT_INVALID_HANDLE`,
+ * Errors: `TIDBIT_UNSUPPORTED` for a model without a tokenizer; `TIDBIT_BAD_MODEL`, `TIDBIT_OUT_OF_MEMORY`, `TIDBIT_INVALID_HANDLE`,
  * `TIDBIT_INVALID_ARGUMENT`.
  */
-tidbit_status tidbit_decoder_new(const tidbit_model *model, tidbit_decoder **out_decoder);
+tidbit_status tidbit_decoder_new(const tidbit_model *model,
+                                 tidbit_decoder **out_decoder);
 
 /**
  * Tells the text that further tokens complete: whole characters, often none.

@@ -289,7 +289,7 @@ pub unsafe extern "C" fn tidbit_model_share(model: *const tidbit_model, out_mode
 /// Reads the whole model and compares its checksums. They find damage, not forgery.
 ///
 /// Threads: any.
-/// Errors: `TIDBIT_BAD_MODEL` for the first part that is not what was written; `TIDBIT_INVALID_HANDLE`.
+/// Errors: `TIDBIT_BAD_MODEL` for the first part that is not what was written; `TIDBIT_OUT_OF_MEMORY`, `TIDBIT_INVALID_HANDLE`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tidbit_model_verify(model: *const tidbit_model) -> Status {
     guard(|| {

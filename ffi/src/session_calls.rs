@@ -154,8 +154,8 @@ pub unsafe extern "C" fn tidbit_session_append_text(
 /// Threads: as `tidbit_session_new`.
 /// Errors: `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`: nothing was lost, the next call chooses the same token;
 /// `TIDBIT_EMPTY` before anything was appended; `TIDBIT_CONTEXT_FULL`; `TIDBIT_CANCELLED`; `TIDBIT_NOT_FINITE` for a model
-/// that computes no numbers; `TIDBIT_BAD_MODEL` for a damaged tokenizer; `TIDBIT_BUSY`, `TIDBIT_POISONED`,
-/// `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`. The text is then as it was.
+/// that computes no numbers; `TIDBIT_BAD_MODEL` for a damaged tokenizer; `TIDBIT_OUT_OF_MEMORY`, `TIDBIT_BUSY`,
+/// `TIDBIT_POISONED`, `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`. The text is then as it was.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tidbit_session_next(
     session: *mut tidbit_session,

@@ -119,6 +119,7 @@ impl From<TokenizerError> for Failure {
             E::Parse(_) | E::Tables(_) | E::Vocabulary { .. } => TIDBIT_BAD_MODEL,
             E::Unsupported { .. } => TIDBIT_UNSUPPORTED,
             E::Encode(_) => TIDBIT_INVALID_ARGUMENT,
+            E::Memory { .. } => TIDBIT_OUT_OF_MEMORY,
         };
         Self::new(status, error.to_string())
     }

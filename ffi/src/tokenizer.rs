@@ -38,8 +38,8 @@ pub(crate) fn tokenizer(model: &Model) -> Outcome<&Tokenizer> {
 /// Ownership: text and buffer stay the caller's. A null buffer of capacity 0 asks for the number of tokens.
 /// Threads: any.
 /// Errors: `TIDBIT_BUFFER_TOO_SMALL`, with the number of tokens in `out_length`; `TIDBIT_INVALID_UTF8`;
-/// `TIDBIT_UNSUPPORTED` for a model without a tokenizer; `TIDBIT_BAD_MODEL` for a damaged one; `TIDBIT_INVALID_HANDLE`,
-/// `TIDBIT_INVALID_ARGUMENT`.
+/// `TIDBIT_UNSUPPORTED` for a model without a tokenizer; `TIDBIT_BAD_MODEL` for a damaged one; `TIDBIT_OUT_OF_MEMORY`,
+/// `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_ARGUMENT`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tidbit_encode(
     model: *const tidbit_model,
@@ -90,7 +90,7 @@ pub unsafe extern "C" fn tidbit_decode(
 ///
 /// Ownership: the caller frees the handle with `tidbit_decoder_free`. It keeps the model.
 /// Threads: any. The handle belongs to one thread at a time; another gets `TIDBIT_BUSY`.
-/// Errors: `TIDBIT_UNSUPPORTED` for a model without a tokenizer; `TIDBIT_BAD_MODEL`, `TIDBIT_INVALID_HANDLE`,
+/// Errors: `TIDBIT_UNSUPPORTED` for a model without a tokenizer; `TIDBIT_BAD_MODEL`, `TIDBIT_OUT_OF_MEMORY`, `TIDBIT_INVALID_HANDLE`,
 /// `TIDBIT_INVALID_ARGUMENT`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tidbit_decoder_new(

@@ -116,6 +116,16 @@ pub enum TokenizerError {
     /// It failed on a text.
     #[error("cannot tokenize: {0}")]
     Encode(String),
+    /// There is not so much memory.
+    #[error("cannot allocate {bytes} bytes for {what}: {source}")]
+    Memory {
+        /// About what it takes.
+        bytes: usize,
+        /// What for.
+        what: &'static str,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
 }
 
 /// A session that cannot be made, or cannot go on.

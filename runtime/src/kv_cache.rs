@@ -31,6 +31,7 @@ use crate::linear_state::LinearState;
 use crate::pages::Page;
 use crate::quant::{PANEL_ROWS, QuantType};
 use crate::spec::{MAX_HEAD_DIM, Sparse, Spec, Window};
+use crate::storage;
 use crate::threads::Pool;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -337,6 +338,7 @@ impl KvCache {
             for _ in 0..n_pages {
                 pages.push(Page::new(page_len).map_err(failed)?);
             }
+            storage::ensure(0).map_err(failed)?;
             Ok::<_, SessionError>(Group { n_layers, window, pages, first: 0 })
         };
         Ok(Self {
@@ -366,6 +368,7 @@ impl KvCache {
                 None => Page::new(page_len).map_err(|source| memory_error(page_len, source)),
             };
             let pages = group.pages.iter().enumerate().map(page).collect::<Result<_, _>>()?;
+            storage::ensure(0).map_err(|source| memory_error(page_len, source))?;
             Ok::<_, SessionError>(Group { pages, ..*group })
         };
         let groups = self.groups.iter().map(fork).collect::<Result<_, _>>()?;

@@ -7,6 +7,7 @@ use crate::format::{ModelFile, TOKENIZER_TABLES};
 use crate::ops::RelativeKeys;
 use crate::quant::Matrix;
 use crate::spec::{Head, NormKind, Position, QkNormOver, RelativeBias, Residual, Spec, Trained};
+use crate::storage;
 use crate::tokenizer::Tokenizer;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -164,6 +165,8 @@ impl Model {
     /// # Errors
     /// When a tensor is missing or of the wrong kind.
     pub fn new(file: ModelFile) -> Result<Self, FormatError> {
+        let no_memory = |source| FormatError::Io { path: file.path().into(), source };
+        storage::ensure(file.contents().vector_bytes()).map_err(no_memory)?;
         let spec = file.spec().clone();
         let weights = Stack { file: &file, spec: &spec, prefix: "" }.weights()?;
         let encoder = match spec.of_encoder() {
@@ -211,7 +214,12 @@ impl Model {
     /// When it cannot be used with this model.
     pub fn tokenizer(&self) -> Result<Option<&Tokenizer>, TokenizerError> {
         if self.0.tokenizer.get().is_none() {
-            let opened = match self.0.file.tokenizer() {
+            let stored = self.0.file.tokenizer();
+            // What is made of tables takes about their length, what the library makes of a description many times that.
+            let times = if matches!(stored, Some((TOKENIZER_TABLES, _))) { 2 } else { 16 };
+            let bytes = stored.as_ref().map_or(0, |(_, stored)| stored.len()).saturating_mul(times);
+            storage::ensure(bytes).map_err(|source| TokenizerError::Memory { bytes, what: "the tokenizer", source })?;
+            let opened = match stored {
                 None => None,
                 Some((TOKENIZER_TABLES, tables)) => Some(Tokenizer::from_tables(tables)?),
                 // A copy: the parser may trust that bytes it checked stay as they are, and mapped ones might not.

@@ -78,6 +78,7 @@ impl Bytes {
     pub fn map_part(file: &File, offset: u64, len: usize) -> std::io::Result<Self> {
         // SAFETY: as in `map`.
         let map = unsafe { memmap2::MmapOptions::new().offset(offset).len(len).map(file)? };
+        ensure(0)?;
         Ok(Self::all_of(Memory::Mapped(map)))
     }
 
@@ -160,10 +161,23 @@ impl Deref for Bytes {
 fn room(len: usize) -> std::io::Result<MmapMut> {
     // An empty mapping is not possible.
     let map = MmapMut::map_anon(len.max(1))?;
+    ensure(0)?;
     #[cfg(target_os = "linux")]
     // A system without huge pages refuses: then it is small ones.
     let _ = map.advise(memmap2::Advice::HugePage);
     Ok(map)
+}
+
+/// Bytes that many small things may take beside a large one: in Rust, a small thing that cannot be had ends the process.
+const SPARE: usize = 2 << 20;
+
+/// Whether `bytes` of memory can be had now, and some for small things beside them. Whoever has taken memory in large pieces
+/// asks whether that left some, and so makes an error of what would be an abort soon.
+///
+/// # Errors
+/// What the operating system answers.
+pub(crate) fn ensure(bytes: usize) -> std::io::Result<()> {
+    MmapMut::map_anon(bytes.saturating_add(SPARE)).map(drop)
 }
 
 /// Fills `into` from `offset` on, without moving the file's own position: a descriptor may be shared.
@@ -207,7 +221,9 @@ impl<T: Pod> Zeros<T> {
     /// When there is not so much memory.
     pub fn new(len: usize) -> std::io::Result<Self> {
         // An empty mapping is not possible.
-        Self::in_memory(len, |bytes| MmapMut::map_anon(bytes.max(1)))
+        let zeros = Self::in_memory(len, |bytes| MmapMut::map_anon(bytes.max(1)))?;
+        ensure(0)?;
+        Ok(zeros)
     }
 
     /// The same in huge pages where the system has them, for what is written as a whole and then read here and there.

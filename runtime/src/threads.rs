@@ -10,13 +10,17 @@
 //! without a `'static` bound (the region outlives no borrow, because [`Pool::run`] returns only after every
 //! worker left), and one output matrix is written by all threads in disjoint blocks ([`Pool::run_blocks`]).
 
+use crate::storage;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread::{JoinHandle, Thread};
+
+/// Bytes of a worker's stack.
+const STACK: usize = 2 << 20;
 
 /// Polls before a waiting worker parks: some 50–100 µs, longer than the serial work between regions.
 const SPINS: u32 = 2000;
@@ -160,7 +164,14 @@ impl Pool {
             let shared = Arc::clone(&pool.shared);
             let sleeping = Arc::new(AtomicBool::new(false));
             let asleep = Arc::clone(&sleeping);
-            let handle = std::thread::Builder::new().name(format!("tidbit-{i}")).spawn(move || {
+            let started = Arc::new(Barrier::new(2));
+            let start = Arc::clone(&started);
+            // A thread takes more before it runs our code: a stack for signals, a table of its thread-locals. The C library and
+            // the standard one end the process where these are refused; so one thread starts at a time, with memory to spare.
+            storage::ensure(STACK)?;
+            let builder = std::thread::Builder::new().name(format!("tidbit-{i}")).stack_size(STACK);
+            let handle = builder.spawn(move || {
+                start.wait();
                 let mut seen = 0;
                 while shared.enter(&mut seen, &asleep).is_some() {
                     if catch_unwind(AssertUnwindSafe(|| shared.work(i))).is_err() {
@@ -169,6 +180,7 @@ impl Pool {
                     shared.state.fetch_sub(1, Ordering::Release);
                 }
             })?;
+            started.wait();
             pool.workers.push(Worker { thread: handle.thread().clone(), sleeping, handle: Some(handle) });
         }
         Ok(pool)

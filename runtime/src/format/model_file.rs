@@ -288,6 +288,9 @@ impl Contents {
 
     /// Checks a header against the spec in it and the length of the whole file.
     fn check(path: &Path, header: &[u8], len: usize) -> Result<Self, FormatError> {
+        // What is made of it takes a few times its length.
+        storage::ensure(header.len().saturating_mul(4))
+            .map_err(|source| FormatError::Io { path: path.into(), source })?;
         let (data_at, container) = read_container(path, header, len)?;
         let no_metadata = HashMap::new();
         let metadata = container.metadata().as_ref().unwrap_or(&no_metadata);

@@ -24,7 +24,7 @@ pub use rows::{add, copy, each_row};
 
 use crate::error::SessionError;
 use crate::quant::PANEL_ROWS;
-use crate::storage::Zeros;
+use crate::storage::{self, Zeros};
 use crate::threads::Pool;
 
 /// A matrix of activations `[tokens, cols]`.
@@ -90,10 +90,11 @@ impl Buffer {
 /// `len` times `zero`, or an error instead of an abort: sizes come from a model file.
 fn zeros<T: Clone>(len: usize, zero: T, what: &'static str) -> Result<Vec<T>, SessionError> {
     let mut data = Vec::new();
-    if data.try_reserve_exact(len).is_err() {
+    let reserved = data.try_reserve_exact(len).map_err(|_| std::io::ErrorKind::OutOfMemory.into());
+    reserved.and_then(|()| storage::ensure(0)).map_err(|source| {
         let bytes = len.saturating_mul(size_of::<T>());
-        return Err(SessionError::Memory { bytes, what, source: std::io::ErrorKind::OutOfMemory.into() });
-    }
+        SessionError::Memory { bytes, what, source }
+    })?;
     data.resize(len, zero);
     Ok(data)
 }
