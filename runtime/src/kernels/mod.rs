@@ -167,6 +167,27 @@ struct GemmArgs<'a> {
     epilogue: Epilogue,
     /// The instruction set's own. A call, because inlined into every tile of every type it was a fifth of a stripped library.
     activation: unsafe fn(Activation, *mut f32, usize),
+    vendor: Vendor,
+}
+
+/// Whose processor it is: what they read by themselves ahead of a program differs more than their instructions do.
+#[derive(Clone, Copy, PartialEq)]
+enum Vendor {
+    Amd,
+    Other,
+}
+
+impl Vendor {
+    fn of_this_processor() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let id = std::arch::x86_64::__cpuid(0);
+            if [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD" {
+                return Self::Amd;
+            }
+        }
+        Self::Other
+    }
 }
 
 /// What becomes of the product of a query and a key, in this order.
@@ -251,6 +272,7 @@ struct EncodeArgs {
 pub struct Kernels {
     name: &'static str,
     row: &'static table::Row,
+    vendor: Vendor,
 }
 
 impl std::fmt::Debug for Kernels {
@@ -262,6 +284,8 @@ impl std::fmt::Debug for Kernels {
 /// The instruction sets that this processor runs, best first; `scalar` is always the last.
 pub fn supported() -> Vec<Kernels> {
     let mut list = Vec::new();
+    let vendor = Vendor::of_this_processor();
+    let kernels = |name, row| Kernels { name, row, vendor };
     #[cfg(target_arch = "x86_64")]
     {
         let avx2 = is_x86_feature_detected!("avx2")
@@ -278,13 +302,13 @@ pub fn supported() -> Vec<Kernels> {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vnni");
         if avx512 {
-            list.push(Kernels { name: "avx512", row: &table::avx512_row::ROW });
+            list.push(kernels("avx512", &table::avx512_row::ROW));
         }
         if avx2 && is_x86_feature_detected!("avxvnni") {
-            list.push(Kernels { name: "avxvnni", row: &table::avxvnni_row::ROW });
+            list.push(kernels("avxvnni", &table::avxvnni_row::ROW));
         }
         if avx2 {
-            list.push(Kernels { name: "avx2", row: &table::avx2_row::ROW });
+            list.push(kernels("avx2", &table::avx2_row::ROW));
         }
     }
     #[cfg(target_arch = "aarch64")]
@@ -292,16 +316,16 @@ pub fn supported() -> Vec<Kernels> {
         let neon = std::arch::is_aarch64_feature_detected!("neon");
         let dotprod = neon && std::arch::is_aarch64_feature_detected!("dotprod");
         if dotprod && std::arch::is_aarch64_feature_detected!("i8mm") {
-            list.push(Kernels { name: "i8mm", row: &table::i8mm_row::ROW });
+            list.push(kernels("i8mm", &table::i8mm_row::ROW));
         }
         if dotprod {
-            list.push(Kernels { name: "dotprod", row: &table::dotprod_row::ROW });
+            list.push(kernels("dotprod", &table::dotprod_row::ROW));
         }
         if neon {
-            list.push(Kernels { name: "neon", row: &table::neon_row::ROW });
+            list.push(kernels("neon", &table::neon_row::ROW));
         }
     }
-    list.push(Kernels { name: "scalar", row: &table::scalar_row::ROW });
+    list.push(kernels("scalar", &table::scalar_row::ROW));
     list
 }
 
@@ -387,6 +411,7 @@ impl Kernels {
             out: out.as_mut_ptr(),
             epilogue,
             activation: self.row.activate,
+            vendor: self.vendor,
         };
         let functions = &self.row.gemm[w.quant() as usize];
         // SAFETY: `self` proves the features. `Matrix` has `panel_bytes` for each of its panels, laid out for its type
@@ -479,7 +504,7 @@ impl Kernels {
     /// Reads every whole line of 64 bytes of `bytes` once, as fast as this instruction set can; the result depends on all.
     pub fn read(self, bytes: &[u8]) -> f32 {
         // SAFETY: `self` proves the features; only whole lines inside `bytes` are read.
-        unsafe { (self.row.read)(bytes.as_ptr(), bytes.len() / 64) }
+        unsafe { (self.row.read)(bytes.as_ptr(), bytes.len() / 64, self.vendor) }
     }
 
     /// Runs at least `n` 8-bit multiply-adds as fast as this instruction set can, and returns how many it ran.

@@ -1,6 +1,6 @@
 //! The rows of the kernel table: every generic kernel, instantiated for every instruction set.
 
-use super::{ActBlock, AttentionArgs, EncodeArgs, GemmArgs};
+use super::{ActBlock, AttentionArgs, EncodeArgs, GemmArgs, Vendor};
 use crate::quant::QuantType;
 use crate::spec::Activation;
 
@@ -22,7 +22,7 @@ pub(super) struct Row {
     pub(super) to_q4: unsafe fn(*const f32, usize, *mut i8) -> u16,
     pub(super) activate: unsafe fn(Activation, *mut f32, usize),
     pub(super) exp_sum: unsafe fn(*const f32, usize) -> (f32, f64),
-    pub(super) read: unsafe fn(*const u8, usize) -> f32,
+    pub(super) read: unsafe fn(*const u8, usize, Vendor) -> f32,
     pub(super) multiply: unsafe fn(usize) -> f32,
     /// Operands that `multiply` multiplies in a round.
     pub(super) peak_operands: usize,
@@ -252,8 +252,8 @@ macro_rules! instantiate {
                 unsafe { encode::assign::<S>(quant, args) }
             }
             $(#[$feature])*
-            unsafe fn read(p: *const u8, lines: usize) -> f32 {
-                unsafe { ceilings::read::<S>(p, lines) }
+            unsafe fn read(p: *const u8, lines: usize, vendor: crate::kernels::Vendor) -> f32 {
+                unsafe { ceilings::read::<S>(p, lines, vendor) }
             }
             $(#[$feature])*
             unsafe fn multiply(rounds: usize) -> f32 {
