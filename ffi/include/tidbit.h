@@ -222,7 +222,7 @@ uint32_t tidbit_abi_version(void);
  * Ownership: handle, key and buffer stay the caller's. A null buffer of capacity 0 asks for the length. A NUL follows the
  * text where there is room.
  * Threads: any; of a session that another call is using, `TIDBIT_BUSY`.
- * Errors: `TIDBIT_UNKNOWN_KEY`; `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`; `TIDBIT_UNSUPPORTED`
+ * Errors: `TIDBIT_UNKNOWN_KEY`; `TIDBIT_OUT_OF_MEMORY`; `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`; `TIDBIT_UNSUPPORTED`
  * of a decoder; `TIDBIT_POISONED`, `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_UTF8`, `TIDBIT_INVALID_ARGUMENT`.
  */
 tidbit_status tidbit_info(const void *handle,

@@ -11,6 +11,7 @@ use crate::session::Session;
 use crate::status::{Failure, Outcome, Status, TIDBIT_UNKNOWN_KEY, TIDBIT_UNSUPPORTED};
 use serde_json::{Value, json};
 use std::ffi::{c_char, c_void};
+use tidbit_runtime::error::TokenizerError;
 use tidbit_runtime::format::{self, Stored};
 use tidbit_runtime::quant::QuantType;
 use tidbit_runtime::spec::{Role, TensorDecl};
@@ -110,6 +111,12 @@ fn with_facts<T>(handle: *const c_void, run: impl FnOnce(&Value) -> Outcome<T>) 
         Object::Session(it) => run(&session(it)?),
         Object::Decoder(_) => Err(Failure::new(TIDBIT_UNSUPPORTED, "there is nothing to know of a decoder")),
         Object::Model(open) => {
+            // Without the memory for its tokenizer it is asked again.
+            if open.facts.get().is_none()
+                && let Err(error @ TokenizerError::Memory { .. }) = open.model.tokenizer()
+            {
+                return Err(error.into());
+            }
             // It does not change, and a model has many tensors.
             run(open.facts.get_or_init(|| model(open)))
         }
@@ -137,7 +144,7 @@ fn find<'a>(facts: &'a Value, key: &str) -> Outcome<&'a Value> {
 /// Ownership: handle, key and buffer stay the caller's. A null buffer of capacity 0 asks for the length. A NUL follows the
 /// text where there is room.
 /// Threads: any; of a session that another call is using, `TIDBIT_BUSY`.
-/// Errors: `TIDBIT_UNKNOWN_KEY`; `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`; `TIDBIT_UNSUPPORTED`
+/// Errors: `TIDBIT_UNKNOWN_KEY`; `TIDBIT_OUT_OF_MEMORY`; `TIDBIT_BUFFER_TOO_SMALL`, with the length in `out_length`; `TIDBIT_UNSUPPORTED`
 /// of a decoder; `TIDBIT_POISONED`, `TIDBIT_INVALID_HANDLE`, `TIDBIT_INVALID_UTF8`, `TIDBIT_INVALID_ARGUMENT`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tidbit_info(

@@ -611,7 +611,8 @@ pub fn store((kernels, pool): (Kernels, &mut Pool), layer: usize, parts: &mut [P
 }
 
 fn copy(page: &Page) -> Result<Page, SessionError> {
-    page.copy().map_err(|source| memory_error(page.bytes().len(), source))
+    let copy = page.copy().and_then(|copy| storage::ensure(0).map(|()| copy));
+    copy.map_err(|source| memory_error(page.bytes().len(), source))
 }
 
 fn memory_error(bytes: usize, source: std::io::Error) -> SessionError {

@@ -175,9 +175,9 @@ const SPARE: usize = 2 << 20;
 /// asks whether that left some, and so makes an error of what would be an abort soon.
 ///
 /// # Errors
-/// What the operating system answers.
+/// [`OutOfMemory`](std::io::ErrorKind::OutOfMemory), in whatever words the operating system says so.
 pub(crate) fn ensure(bytes: usize) -> std::io::Result<()> {
-    MmapMut::map_anon(bytes.saturating_add(SPARE)).map(drop)
+    MmapMut::map_anon(bytes.saturating_add(SPARE)).map(drop).map_err(|_| std::io::ErrorKind::OutOfMemory.into())
 }
 
 /// Fills `into` from `offset` on, without moving the file's own position: a descriptor may be shared.

@@ -161,14 +161,14 @@ impl Pool {
         });
         let mut pool = Self { shared, workers: Vec::with_capacity(n_threads - 1) };
         for i in 1..n_threads {
+            // A thread takes more before it runs our code: a stack for signals, a table of its thread-locals. The C library and
+            // the standard one end the process where these are refused; so one thread starts at a time, with memory to spare.
+            storage::ensure(STACK)?;
             let shared = Arc::clone(&pool.shared);
             let sleeping = Arc::new(AtomicBool::new(false));
             let asleep = Arc::clone(&sleeping);
             let started = Arc::new(Barrier::new(2));
             let start = Arc::clone(&started);
-            // A thread takes more before it runs our code: a stack for signals, a table of its thread-locals. The C library and
-            // the standard one end the process where these are refused; so one thread starts at a time, with memory to spare.
-            storage::ensure(STACK)?;
             let builder = std::thread::Builder::new().name(format!("tidbit-{i}")).stack_size(STACK);
             let handle = builder.spawn(move || {
                 start.wait();
@@ -183,6 +183,7 @@ impl Pool {
             started.wait();
             pool.workers.push(Worker { thread: handle.thread().clone(), sleeping, handle: Some(handle) });
         }
+        storage::ensure(0)?;
         Ok(pool)
     }
 

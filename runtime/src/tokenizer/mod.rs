@@ -87,7 +87,7 @@ impl Tokenizer {
     /// # Errors
     /// When the library refuses the text, or the tables are damaged.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        self.ensure_memory(text)?;
+        ensure_memory(text)?;
         match &self.0 {
             Form::Bpe(bpe) => bpe.encode(text),
             Form::Json(json) => json.encode(text),
@@ -113,18 +113,11 @@ impl Tokenizer {
     /// # Errors
     /// As [`encode`](Self::encode).
     pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        self.ensure_memory(text)?;
+        ensure_memory(text)?;
         match &self.0 {
             Form::Bpe(bpe) => Ok([bpe.before(), bpe.encode(text)?, bpe.after()].concat()),
             Form::Json(json) => json.encode_whole(text),
         }
-    }
-
-    /// Whether there is memory for what encoding makes of a text: by the library, an object for each token.
-    fn ensure_memory(&self, text: &str) -> Result<(), TokenizerError> {
-        let times = if matches!(self.0, Form::Bpe(_)) { 16 } else { 256 };
-        let bytes = text.len().saturating_mul(times);
-        storage::ensure(bytes).map_err(|source| TokenizerError::Memory { bytes, what: "a text's tokens", source })
     }
 
     /// The text of some ids, special tokens included. Bytes that are no UTF-8 become U+FFFD; an id
@@ -200,6 +193,12 @@ pub fn byte_char(byte: u8) -> char {
     }
     let before = (0..byte).filter(|&b| !is_printable(b)).count() as u32;
     char::from_u32(0x100 + before).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+/// Whether there is memory for what encoding makes of a text: lists of its characters and pieces.
+fn ensure_memory(text: &str) -> Result<(), TokenizerError> {
+    let bytes = text.len().saturating_mul(64);
+    storage::ensure(bytes).map_err(|source| TokenizerError::Memory { bytes, what: "a text's tokens", source })
 }
 
 #[cfg(all(test, feature = "json-tokenizer"))]
