@@ -2,6 +2,7 @@
 //!
 //! [`Bytes`] is a cheap, shared window into such memory. Everything above it (tensors, matrices)
 //! owns a window and needs no lifetime, so a model can be shared by any number of threads. [`Zeros`] is scratch memory.
+//! What takes memory here and elsewhere asks `ensure` whether enough is left.
 
 use bytemuck::Pod;
 use memmap2::MmapMut;

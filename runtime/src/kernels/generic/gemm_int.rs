@@ -30,7 +30,9 @@ use std::ops::Range;
 /// late (other AMD processors were not tried). There one token of codes asks for what is read next, up to eight lines from the
 /// block's start on. Measured beside the above token by token within a process, GPT-2 124M decodes faster by 11 to 17 % (`q2`),
 /// 15 to 21 (`q3`), 14 to 19 (`q4`) and 9 to 12 (`q6`) on one thread, and as fast on two, which share the memory; `q8` gains
-/// nothing. Two to eight tokens ask for what is further away: 10 to 14 and 7 to 12 % (`q4`), 3 to 10 and 1 to 5 % (`q8`).
+/// nothing. (Whole runs in turns: `q4` 13 and 6 %, `q3` 22 and 0, `q6` 0 and -5.) Two to eight tokens ask for what is further
+/// away: eight sequences, whole runs in turns, `q8` 5 and 9 %, `q6` 10 and 12, `q4` -3 and 3. That was 10 and 7 % in `q4` where
+/// branches kept all prefetches of a block before its loads.
 fn ahead(vendor: Vendor, n_tokens: usize, block_bytes: usize) -> [usize; 2] {
     match (vendor, n_tokens) {
         (Vendor::Amd, 1) if block_bytes < 8 * LINE => [(8 * LINE - block_bytes).clamp(2 * LINE, 4 * LINE); 2],
