@@ -19,24 +19,19 @@ use crate::quant::{BLOCK, IntPanel, PANEL_ROWS, ROW_SCALES};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Bytes between a block that is multiplied with `n_tokens` tokens and what is asked for then: into the first-level cache, and
-/// into the second.
+/// Bytes between what is multiplied with `n_tokens` tokens and what is asked for then: into the first-level cache, and into the
+/// second.
 ///
 /// Into the second early, which takes more outstanding lines than the first, and into the first just before. One core (Intel),
 /// 83 MB of `q4` of which a plain read takes 14.8 GB/s on a busy machine: without 9.6, one of 4 KiB 11.7, one of 12 or 16 KiB
 /// into the second level 12.9, these two 13.4.
 ///
-/// On Zen 4 they keep the processor's own prefetcher from running, which follows one token well, and with more tokens come too
-/// late (other AMD processors were not tried). There one token of codes asks for what is read next, up to eight lines from the
-/// block's start on. Measured beside the above token by token within a process, GPT-2 124M decodes faster by 11 to 17 % (`q2`),
-/// 15 to 21 (`q3`), 14 to 19 (`q4`) and 9 to 12 (`q6`) on one thread, and as fast on two, which share the memory; `q8` gains
-/// nothing. (Whole runs in turns: `q4` 13 and 6 %, `q3` 22 and 0, `q6` 0 and -5.) Two to eight tokens ask for what is further
-/// away: eight sequences, whole runs in turns, `q8` 5 and 9 %, `q6` 10 and 12, `q4` -3 and 3. That was 10 and 7 % in `q4` where
-/// branches kept all prefetches of a block before its loads.
-fn ahead(vendor: Vendor, n_tokens: usize, block_bytes: usize) -> [usize; 2] {
+/// Zen 4 follows one token by itself once it is shown where (other AMD processors were not tried): all of 64 to 256 bytes read as
+/// fast as nothing but reading does, and a request further away keeps its prefetcher from running and takes 10 to 25 % longer.
+/// With more tokens near requests come too late, and all of 512 or 1024 and 8 or 12 KiB do as well.
+fn ahead(vendor: Vendor, n_tokens: usize) -> [usize; 2] {
     match (vendor, n_tokens) {
-        (Vendor::Amd, 1) if block_bytes < 8 * LINE => [(8 * LINE - block_bytes).clamp(2 * LINE, 4 * LINE); 2],
-        (Vendor::Amd, 2..) => [3072, 16384],
+        (Vendor::Amd, 1) => [2 * LINE; 2],
         _ => [512, 12288],
     }
 }
@@ -98,11 +93,14 @@ unsafe fn direct<S: Simd, W: IntWeights<S>, const T: usize>(
         let x = x.add(token * stride);
         let weights = W::new();
         let layout = panel_layout::<S, W>(args.cols);
-        let ahead = ahead(args.vendor, T, W::BLOCK_BYTES);
+        let ahead = ahead(args.vendor, T);
         for panel in panels {
             let base = args.panels.add(panel * args.panel_bytes);
             let (scales, values) = (scales_of(base), base.add(layout.values_at));
             let mut sums = [S::splat(0.0); T];
+            // Blocks ask for as much as they take. What lies between the values of two panels is asked for here: a hole in the
+            // requests costs more than its lines (Zen 4, one thread: 4096 columns of `q4` read at 12 GB/s, and at 20 without one).
+            prefetch::<S>(base, layout.values_at, ahead);
             for b in 0..layout.n_blocks {
                 let block = values.add(b * W::BLOCK_BYTES);
                 prefetch::<S>(block, W::BLOCK_BYTES, ahead);
@@ -286,14 +284,14 @@ pub(in crate::kernels) unsafe fn tiles<S: Simd, D: Dots<S>, const P: usize, cons
     unsafe { if n_panels == P { chunk.all::<S, D, P, T>(n_tokens) } else { chunk.all::<S, D, 1, T>(n_tokens) } }
 }
 
-/// Asks for the `bytes` that will be read some time after those at `block`.
+/// Asks for the `bytes` that will be read some time after those at `p`.
 #[inline(always)]
-unsafe fn prefetch<S: Simd>(block: *const u8, bytes: usize, [first, second]: [usize; 2]) {
-    for line in (0..bytes).step_by(64) {
+unsafe fn prefetch<S: Simd>(p: *const u8, bytes: usize, [first, second]: [usize; 2]) {
+    for line in (0..bytes).step_by(LINE) {
         // SAFETY: a prefetch takes any address; the features are the caller's promise.
         unsafe {
-            S::prefetch(block.wrapping_add(first + line));
-            S::prefetch_second(block.wrapping_add(second + line));
+            S::prefetch(p.wrapping_add(first + line));
+            S::prefetch_second(p.wrapping_add(second + line));
         }
     }
 }
