@@ -231,14 +231,19 @@ impl<S: Simd, L: Line<S>> Kept<S> for Integral<L> {
                 high[i] = [S::splat_i(-S::I8_OFFSET * queries.sums[i][0]); K];
                 low[i] = [S::splat_i(-S::I8_OFFSET * queries.sums[i][1]); K];
             }
-            for group in 0..groups {
-                for k in 0..K {
-                    let line = (k * groups + group) * 64;
-                    S::prefetch_second(ahead.wrapping_add(line));
-                    let key = S::load_i8(keys.add(line));
-                    for i in 0..Q {
-                        high[i][k] = S::dot_i8(high[i][k], key, queries.high[i].as_ptr().add(group * GROUP));
-                        low[i][k] = S::dot_i8(low[i][k], key, queries.low[i].as_ptr().add(group * GROUP));
+            // One query reads tile after tile, as the processor's prefetcher likes it (Zen 4: 1 to 3 % of decoding after 900
+            // tokens). Several share what they load of themselves among tiles.
+            let tiles = if Q == 1 { 1 } else { K };
+            for first in (0..K).step_by(tiles) {
+                for group in 0..groups {
+                    for k in first..first + tiles {
+                        let line = (k * groups + group) * 64;
+                        S::prefetch_second(ahead.wrapping_add(line));
+                        let key = S::load_i8(keys.add(line));
+                        for i in 0..Q {
+                            high[i][k] = S::dot_i8(high[i][k], key, queries.high[i].as_ptr().add(group * GROUP));
+                            low[i][k] = S::dot_i8(low[i][k], key, queries.low[i].as_ptr().add(group * GROUP));
+                        }
                     }
                 }
             }
