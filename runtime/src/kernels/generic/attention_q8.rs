@@ -231,8 +231,8 @@ impl<S: Simd, L: Line<S>> Kept<S> for Integral<L> {
                 high[i] = [S::splat_i(-S::I8_OFFSET * queries.sums[i][0]); K];
                 low[i] = [S::splat_i(-S::I8_OFFSET * queries.sums[i][1]); K];
             }
-            // One query reads tile after tile, as the processor's prefetcher likes it (Zen 4: 1 to 3 % of decoding after 900
-            // tokens). Several share what they load of themselves among tiles.
+            // One query reads tile after tile, as the processor's prefetcher likes it (Zen 4: 2 to 3 % of decoding after
+            // 900 tokens). Several share what they load of themselves among tiles.
             let tiles = if Q == 1 { 1 } else { K };
             for first in (0..K).step_by(tiles) {
                 for group in 0..groups {

@@ -26,9 +26,9 @@ use std::ops::Range;
 /// 83 MB of `q4` of which a plain read takes 14.8 GB/s on a busy machine: without 9.6, one of 4 KiB 11.7, one of 12 or 16 KiB
 /// into the second level 12.9, these two 13.4.
 ///
-/// Zen 4 follows one token by itself once it is shown where (other AMD processors were not tried): all of 64 to 256 bytes read as
-/// fast as nothing but reading does, and a request further away keeps its prefetcher from running and takes 10 to 25 % longer.
-/// With more tokens near requests come too late, and all of 512 or 1024 and 8 or 12 KiB do as well.
+/// Zen 4 follows one token by itself once it is shown where (other AMD processors were not tried): all of 64 to 192 bytes read as
+/// fast as nothing but reading does, for `q2` and `q4` up to 320; 512 bytes and 6 to 12 KiB take 8 to 18 % longer on one thread and as
+/// long on two. With more tokens near requests come too late, and all of 512 or 1024 bytes and 8 or 12 KiB do as well.
 fn ahead(vendor: Vendor, n_tokens: usize) -> [usize; 2] {
     match (vendor, n_tokens) {
         (Vendor::Amd, 1) => [2 * LINE; 2],
