@@ -96,6 +96,6 @@ fn only_one_tensor_is_in_memory_at_a_time() {
     }
     let [growth_llama, largest, total] = growth(LLAMA, &tensors);
     assert!(total > 380 << 20 && largest == 12 << 20, "{total} bytes, the largest tensor {largest}");
-    // How much waits to be written depends on the disk, now as before. The queries of all layers are 96 MB.
-    assert!(growth_llama < 64 << 20, "{growth_llama} bytes more for a largest tensor of {largest}, of {total} in all");
+    // Reading is up to 64 MB ahead, as far as it gets, now as before. Kept until all values come, queries and keys were 192 MB.
+    assert!(growth_llama < 96 << 20, "{growth_llama} bytes more for a largest tensor of {largest}, of {total} in all");
 }

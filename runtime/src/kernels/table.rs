@@ -76,7 +76,7 @@ macro_rules! instantiate {
         pub(super) mod $module {
             use crate::kernels::generic::{attention, attention_q8, ceilings, encode, gemm_float, gemm_int, int_weights, rows};
             use super::{Encoders, Row};
-            use crate::kernels::{ActBlock, AttentionArgs, EncodeArgs, GemmArgs};
+            use crate::kernels::{ActBlock, AttentionArgs, EncodeArgs, GemmArgs, Vendor};
             use crate::quant::QuantType;
             use crate::spec::Activation;
             use attention_q8::{Bytes, Integral, Nibbles};
@@ -252,7 +252,7 @@ macro_rules! instantiate {
                 unsafe { encode::assign::<S>(quant, args) }
             }
             $(#[$feature])*
-            unsafe fn read(p: *const u8, lines: usize, vendor: crate::kernels::Vendor) -> f32 {
+            unsafe fn read(p: *const u8, lines: usize, vendor: Vendor) -> f32 {
                 unsafe { ceilings::read::<S>(p, lines, vendor) }
             }
             $(#[$feature])*

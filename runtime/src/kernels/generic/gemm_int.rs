@@ -99,7 +99,7 @@ unsafe fn direct<S: Simd, W: IntWeights<S>, const T: usize>(
             let (scales, values) = (scales_of(base), base.add(layout.values_at));
             let mut sums = [S::splat(0.0); T];
             // Blocks ask for as much as they take. What lies between the values of two panels is asked for here: a hole in the
-            // requests costs more than its lines (Zen 4, one thread: 4096 columns of `q4` read at 12 GB/s, and at 20 without one).
+            // requests costs more than its lines (Zen 4, one thread: 4096 columns of `q4` read at 12 GB/s, and at 18 to 20 without one).
             prefetch::<S>(base, layout.values_at, ahead);
             for b in 0..layout.n_blocks {
                 let block = values.add(b * W::BLOCK_BYTES);
