@@ -44,16 +44,18 @@ impl Grid {
         IntPanel::new(cols, self.block_bytes())
     }
 
-    /// The code at `row` and `col` (0 to 31) of a block.
-    pub(super) fn code(&self, block: &[u8], row: usize, col: usize) -> usize {
-        let (mut code, mut done, mut at) = (0, 0, 0);
+    /// The codes of row `row` of a block in the columns of group `group` (0 to 7).
+    pub(super) fn codes(&self, block: &[u8], row: usize, group: usize) -> [usize; 4] {
+        let (mut codes, mut done, mut at) = ([0; 4], 0, 0);
         for &width in self.planes {
-            let (byte, shift) = place(width, row, col);
-            code |= (usize::from(block[at + byte]) >> shift & ((1 << width) - 1)) << done;
+            let (byte, shift) = place(width, row, group * 4);
+            for (code, &byte) in codes.iter_mut().zip(&block[at + byte..][..4]) {
+                *code |= (usize::from(byte) >> shift & ((1 << width) - 1)) << done;
+            }
             done += width;
             at += width as usize * ALIGN;
         }
-        code
+        codes
     }
 
     /// Writes a panel of rows of codes, with a scale for each row and the scales of its blocks one row after the other. Rows that
@@ -96,8 +98,10 @@ impl Grid {
         for (b, out) in out.chunks_mut(BLOCK).enumerate() {
             let scale = square(panel[ROW_SCALES + b * PANEL_ROWS + row] as i8) * row_scale;
             let block = &panel[parts.values_at + b * parts.block_bytes..][..parts.block_bytes];
-            for (col, out) in out.iter_mut().enumerate() {
-                *out += scale * f32::from(self.entries[self.code(block, row, col)]);
+            for (group, out) in out.chunks_mut(4).enumerate() {
+                for (out, code) in out.iter_mut().zip(self.codes(block, row, group)) {
+                    *out += scale * f32::from(self.entries[code]);
+                }
             }
         }
     }

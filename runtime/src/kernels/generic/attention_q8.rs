@@ -190,9 +190,17 @@ impl<S: Simd, L: Line<S>> Kept<S> for Integral<L> {
     }
 
     #[inline(always)]
-    unsafe fn queries<const Q: usize, const D: usize>(args: &AttentionArgs<'_>, query: usize) -> Integers<Q, D> {
+    fn no_queries<const Q: usize, const D: usize>() -> Integers<Q, D> {
+        Integers::zero()
+    }
+
+    #[inline(always)]
+    unsafe fn queries<const Q: usize, const D: usize>(
+        integers: &mut Integers<Q, D>,
+        args: &AttentionArgs<'_>,
+        query: usize,
+    ) {
         let head_dim = args.cache.head_dim;
-        let mut integers = Integers::zero();
         let mut row = [0.0; D];
         for i in 0..Q {
             // SAFETY: the caller's queries have `head_dim` elements each, at most `D`; the last, partial vector goes
@@ -208,7 +216,6 @@ impl<S: Simd, L: Line<S>> Kept<S> for Integral<L> {
             }
             integers.units[i] *= args.scoring.scale;
         }
-        integers
     }
 
     #[inline(always)]
