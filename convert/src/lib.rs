@@ -27,6 +27,7 @@ mod calibrate;
 mod checkpoint;
 mod config;
 mod conversion;
+mod disk;
 mod error;
 mod family;
 mod generation;

@@ -6,6 +6,7 @@
 //! been written is sent to the disk meanwhile: waiting for all of it at the end took a third of a conversion. Whatever goes
 //! wrong, the temporary file is removed.
 
+use crate::disk::{Disk, Target};
 use crate::error::ConvertError;
 use crate::plan::Plan;
 use crate::rows::{Rows, Scratch};
@@ -13,7 +14,7 @@ use crate::tokenizer::StoredTokenizer;
 use crate::{Cancel, Progress};
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Seek, Write};
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use tidbit_runtime::format::header::{self, hex};
@@ -31,8 +32,6 @@ const MOST_CHUNK: usize = 32 << 20;
 const KEPT: std::ops::RangeInclusive<usize> = 1 << 20..=MOST_CHUNK;
 /// Panels that a thread encodes together: where a source has them column by column, they share its lines and pages.
 const TOGETHER: usize = 4;
-/// Written bytes after which the disk is given them.
-const FLUSH: u64 = 32 << 20;
 
 /// What a tensor is made of.
 pub(crate) enum Content {
@@ -128,15 +127,6 @@ pub(crate) fn write(
     Ok(length)
 }
 
-/// What is written to.
-struct Target<'a, W> {
-    out: &'a mut W,
-    /// Names it in messages.
-    path: &'a Path,
-    /// Told now and then that there is something for the disk.
-    flush: &'a SyncSender<()>,
-}
-
 fn write_model<W: Write + Seek + Send>(
     job: Job<'_>,
     target: Target<'_, W>,
@@ -163,15 +153,16 @@ fn write_model<W: Write + Seek + Send>(
     if tokenizer.is_some() {
         places.push(end);
         sizes.push(plan.tokenizer_bytes);
+        end += plan.tokenizer_bytes;
     }
 
     progress.begin(plan.source_bytes, plan.tensors.len());
-    let mut disk = Disk { target, unflushed: 0 };
+    let mut disk = Disk::new(target, end);
     let checksums = std::thread::scope(|scope| {
         let (send, pieces) = mpsc::sync_channel(1);
         let (give_back, spare) = mpsc::sync_channel(2);
         let (disk, places) = (&mut disk, &places);
-        let writer = scope.spawn(move || disk.write_all(places, pieces, &give_back));
+        let writer = scope.spawn(move || write_all(disk, places, pieces, &give_back));
         let mut sink = Sink { record: 0, send, spare };
         let encoded = encode_all(plan, kernels, &mut sink, progress, tensors, cancel).and_then(|()| {
             let Some(StoredTokenizer { bytes, .. }) = tokenizer else { return Ok(()) };
@@ -200,9 +191,8 @@ fn write_model<W: Write + Seek + Send>(
         let reason = "an input file changed while it was read";
         return Err(ConvertError::output(output, reason));
     }
-    disk.seek(0)?;
-    disk.put(&header)?;
-    disk.target.out.flush().map_err(ConvertError::io(output))?;
+    disk.put(0, &header)?;
+    disk.finish()?;
     progress.end();
     Ok(plan.file_bytes)
 }
@@ -273,54 +263,26 @@ impl Sink {
     }
 }
 
-/// The file, and how much of it the disk does not know of.
-struct Disk<'a, W> {
-    target: Target<'a, W>,
-    unflushed: u64,
-}
-
-impl<W: Write + Seek> Disk<'_, W> {
-    fn seek(&mut self, place: u64) -> Result<(), ConvertError> {
-        let Target { out, path, .. } = &mut self.target;
-        out.seek(SeekFrom::Start(place)).map(|_| ()).map_err(ConvertError::io(path))
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<(), ConvertError> {
-        self.unflushed += bytes.len() as u64;
-        let Target { out, path, flush } = &mut self.target;
-        out.write_all(bytes).map_err(ConvertError::io(path))?;
-        // Not while the last flush still goes on; the end of the file waits for all of it.
-        if self.unflushed >= FLUSH && flush.try_send(()).is_ok() {
-            self.unflushed = 0;
+/// Gives the disk what comes until nothing more comes: bytes of records, each record's one after the other from its place on. How
+/// many there were, and their checksums.
+fn write_all<W: Write + Seek>(
+    disk: &mut Disk<'_, W>,
+    places: &[u64],
+    pieces: Receiver<(usize, Vec<u8>)>,
+    give_back: &SyncSender<Vec<u8>>,
+) -> Result<Vec<(u64, String)>, ConvertError> {
+    let mut written: Vec<(u64, Sha256)> = places.iter().map(|_| Default::default()).collect();
+    for (record, bytes) in pieces {
+        let (length, hasher) = &mut written[record];
+        hasher.update(&bytes);
+        disk.put(places[record] + *length, &bytes)?;
+        *length += bytes.len() as u64;
+        if KEPT.contains(&bytes.capacity()) {
+            // Enough are waiting, or whoever encodes has ended.
+            let _ = give_back.try_send(bytes);
         }
-        Ok(())
     }
-
-    /// Writes until nothing more comes: bytes of records, each record's one after the other from its place on. How many there
-    /// were, and their checksums.
-    fn write_all(
-        &mut self,
-        places: &[u64],
-        pieces: Receiver<(usize, Vec<u8>)>,
-        give_back: &SyncSender<Vec<u8>>,
-    ) -> Result<Vec<(u64, String)>, ConvertError> {
-        let mut written: Vec<(u64, Sha256)> = places.iter().map(|_| Default::default()).collect();
-        let mut last = None;
-        for (record, bytes) in pieces {
-            if last.replace(record) != Some(record) {
-                self.seek(places[record])?;
-            }
-            let (length, hasher) = &mut written[record];
-            *length += bytes.len() as u64;
-            hasher.update(&bytes);
-            self.put(&bytes)?;
-            if KEPT.contains(&bytes.capacity()) {
-                // Enough are waiting, or whoever encodes has ended.
-                let _ = give_back.try_send(bytes);
-            }
-        }
-        Ok(written.into_iter().map(|(length, hasher)| (length, hex(&hasher.finalize()))).collect())
-    }
+    Ok(written.into_iter().map(|(length, hasher)| (length, hex(&hasher.finalize()))).collect())
 }
 
 fn write_vector(rows: &dyn Rows, n: usize, sink: &mut Sink) -> Result<(), Stop> {
@@ -390,7 +352,7 @@ mod tests {
     }
 
     impl Seek for Small {
-        fn seek(&mut self, _: SeekFrom) -> io::Result<u64> {
+        fn seek(&mut self, _: io::SeekFrom) -> io::Result<u64> {
             Ok(0)
         }
     }
