@@ -388,11 +388,13 @@ impl KvCache {
         self.assert_room(positions.end);
         for group in &mut self.groups {
             let n = group.pages.len();
-            for page in (positions.start / KEYS..positions.end.div_ceil(KEYS)).take(n) {
+            for number in (positions.start / KEYS..positions.end.div_ceil(KEYS)).take(n) {
                 // A page that is to be rolled over may hold what the tokens before see.
-                let page = &mut group.pages[page % n];
+                let page = &mut group.pages[number % n];
                 if page.is_shared() {
                     *page = copy(page)?;
+                } else if positions.start <= number * KEYS {
+                    page.prepare();
                 }
             }
         }

@@ -31,6 +31,14 @@ impl Page {
         Ok(Self(Arc::new(memory)))
     }
 
+    /// Has the system supply its memory at once, where it can: before the first write here and there, which would fault for every
+    /// 4 KiB, twice where it reads first (a seventh of the time to the first token of GPT-2 124M).
+    pub fn prepare(&self) {
+        #[cfg(target_os = "linux")]
+        // Systems before Linux 5.14 refuse.
+        let _ = self.0.advise(memmap2::Advice::PopulateWrite);
+    }
+
     /// What it holds.
     pub fn bytes(&self) -> &[u8] {
         &self.0
