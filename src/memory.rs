@@ -18,6 +18,11 @@ pub(crate) fn available() -> Option<u64> {
     kilobytes(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
 }
 
+/// Bytes of files that this process has mapped as huge pages; `None` where the system does not tell.
+pub(crate) fn mapped_in_huge_pages() -> Option<u64> {
+    kilobytes(&std::fs::read_to_string("/proc/self/smaps_rollup").ok()?, "FilePmdMapped:")
+}
+
 /// Keeps all of a model file in memory.
 ///
 /// # Errors
