@@ -18,7 +18,7 @@ impl Page {
     /// # Errors
     /// What the operating system answers.
     pub fn new(bytes: usize) -> std::io::Result<Self> {
-        Ok(Self(Arc::new(MmapMut::map_anon(bytes)?)))
+        Ok(Self(Arc::new(memory(bytes)?)))
     }
 
     /// A page of its own with the same bytes.
@@ -26,7 +26,7 @@ impl Page {
     /// # Errors
     /// What the operating system answers.
     pub fn copy(&self) -> std::io::Result<Self> {
-        let mut memory = MmapMut::map_anon(self.0.len())?;
+        let mut memory = memory(self.0.len())?;
         memory.copy_from_slice(&self.0);
         Ok(Self(Arc::new(memory)))
     }
@@ -53,4 +53,14 @@ impl Page {
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }
+}
+
+/// Zeros, which lie in huge pages of the system where several pages of a cache follow each other: decoding GPT-2 124M after 900
+/// tokens is 5 % faster on one thread and 2 % on two (Zen 4, 14 pairs of runs).
+fn memory(bytes: usize) -> std::io::Result<MmapMut> {
+    let memory = MmapMut::map_anon(bytes)?;
+    #[cfg(target_os = "linux")]
+    // A system without huge pages refuses: then it is small ones.
+    let _ = memory.advise(memmap2::Advice::HugePage);
+    Ok(memory)
 }
