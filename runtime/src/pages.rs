@@ -1,7 +1,8 @@
 //! Pages of anonymous memory that caches own or share.
 //!
-//! A page is zero when it is made, and the system supplies its memory when it is first written. It can be written only
-//! while one owner has it: two caches that share the start of a text share its pages and copy one before they write to it.
+//! A page is zero when it is made, and the system supplies its memory when it is first written, or all of it
+//! [before](Page::prepare). It can be written only while one owner has it: two caches that share the start of a text share its
+//! pages and copy one before they write to it.
 
 #![forbid(unsafe_code)]
 
