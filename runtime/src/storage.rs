@@ -153,13 +153,19 @@ impl Deref for Bytes {
     }
 }
 
-/// Memory of `len` bytes, in huge pages where the system has them.
+/// Memory of `len` bytes, in huge pages where the system has them, unless too little is left beside it.
 ///
 /// Decoding reads a copy of the whole model for each token. In pages of 4 KiB, that misses the TLB all the time.
 fn room(len: usize) -> std::io::Result<MmapMut> {
     // An empty mapping is not possible.
-    let map = MmapMut::map_anon(len.max(1))?;
+    let map = anonymous(len.max(1))?;
     ensure(0)?;
+    Ok(map)
+}
+
+/// `len` zeros, in huge pages where the system has them.
+pub(crate) fn anonymous(len: usize) -> std::io::Result<MmapMut> {
+    let map = MmapMut::map_anon(len)?;
     #[cfg(target_os = "linux")]
     // A system without huge pages refuses: then it is small ones.
     let _ = map.advise(memmap2::Advice::HugePage);

@@ -173,8 +173,8 @@ impl<'a, S: Simd, C: Kept<S>, const Q: usize, const D: usize> Group<'a, S, C, Q,
             self.query = query;
             C::queries(&mut self.queries, self.args, query);
             // The next ones lie kilobytes apart, where no processor follows: waiting for them took a tenth of attention.
-            for i in Q..2 * Q {
-                let row = self.args.q.wrapping_add((query + i) * self.args.q_stride);
+            for next in query + Q..(query + 2 * Q).min(self.args.n_queries) {
+                let row = self.args.q.wrapping_add(next * self.args.q_stride);
                 for at in (0..self.args.cache.head_dim).step_by(LANES) {
                     S::prefetch(row.wrapping_add(at).cast());
                 }
