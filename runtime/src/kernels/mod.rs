@@ -166,7 +166,7 @@ struct GemmArgs<'a> {
     out_stride: usize,
     epilogue: Epilogue,
     /// The instruction set's own. A call, because inlined into every tile of every type it was a fifth of a stripped library.
-    activation: unsafe fn(Activation, *mut f32, usize),
+    activation: unsafe fn(Activation, *mut f32, [usize; 2], usize),
     vendor: Vendor,
 }
 
@@ -463,14 +463,15 @@ impl Kernels {
         unsafe { (self.row.to_f16)(x.as_ptr(), x.len(), out.as_mut_ptr()) }
     }
 
-    /// Quantizes to 8 bits with one scale, whose f16 bits are returned. `out` is padded to 16; the padding is 0.
+    /// Quantizes to 8 bits with one scale, whose f16 bits are returned. `out` is padded to 16; the padding is 0. Of what
+    /// comes `next`, as much is asked for.
     ///
     /// # Panics
     /// When the lengths do not fit together.
-    pub fn to_q8(self, x: &[f32], out: &mut [i8]) -> u16 {
+    pub fn to_q8(self, x: &[f32], next: &[f32], out: &mut [i8]) -> u16 {
         assert_eq!(out.len(), x.len().next_multiple_of(PANEL_ROWS), "as many bytes as floats");
         // SAFETY: `self` proves the features; lengths asserted.
-        unsafe { (self.row.to_q8)(x.as_ptr(), x.len(), out.as_mut_ptr()) }
+        unsafe { (self.row.to_q8)(x.as_ptr(), x.len(), (next.as_ptr(), next.len().min(x.len())), out.as_mut_ptr()) }
     }
 
     /// Quantizes to integers in -8..=7 with one scale, whose f16 bits are returned. `out` is padded to 16; the padding is 0.
@@ -490,7 +491,7 @@ impl Kernels {
     pub fn activate(self, kind: Activation, x: &mut [f32]) {
         assert!(x.len().is_multiple_of(PANEL_ROWS), "{} values", x.len());
         // SAFETY: `self` proves the features; length asserted.
-        unsafe { (self.row.activate)(kind, x.as_mut_ptr(), x.len()) }
+        unsafe { (self.row.activate)(kind, x.as_mut_ptr(), [1, x.len()], 0) }
     }
 
     /// `log(sum of e^x)`; not finite when a value is NaN or infinite, or there is none.

@@ -18,9 +18,9 @@ pub(super) struct Row {
     pub(super) norm: [unsafe fn(*const f32, usize, *const f32, *const f32, f32, *mut f32); 3],
     pub(super) quantize: unsafe fn(*const f32, usize, *mut ActBlock),
     pub(super) to_f16: unsafe fn(*const f32, usize, *mut u16),
-    pub(super) to_q8: unsafe fn(*const f32, usize, *mut i8) -> u16,
+    pub(super) to_q8: unsafe fn(*const f32, usize, (*const f32, usize), *mut i8) -> u16,
     pub(super) to_q4: unsafe fn(*const f32, usize, *mut i8) -> u16,
-    pub(super) activate: unsafe fn(Activation, *mut f32, usize),
+    pub(super) activate: unsafe fn(Activation, *mut f32, [usize; 2], usize),
     pub(super) exp_sum: unsafe fn(*const f32, usize) -> (f32, f64),
     pub(super) read: unsafe fn(*const u8, usize, Vendor) -> f32,
     pub(super) multiply: unsafe fn(usize) -> f32,
@@ -219,16 +219,16 @@ macro_rules! instantiate {
                 unsafe { rows::to_f16::<S>(x, n, out) }
             }
             $(#[$feature])*
-            unsafe fn to_q8(x: *const f32, n: usize, out: *mut i8) -> u16 {
-                unsafe { rows::to_q8::<S>(x, n, out) }
+            unsafe fn to_q8(x: *const f32, n: usize, next: (*const f32, usize), out: *mut i8) -> u16 {
+                unsafe { rows::to_q8::<S>(x, n, next, out) }
             }
             $(#[$feature])*
             unsafe fn to_q4(x: *const f32, n: usize, out: *mut i8) -> u16 {
                 unsafe { rows::to_q4::<S>(x, n, out) }
             }
             $(#[$feature])*
-            unsafe fn activate(kind: Activation, x: *mut f32, n: usize) {
-                unsafe { rows::activate::<S>(kind, x, n) }
+            unsafe fn activate(kind: Activation, x: *mut f32, shape: [usize; 2], stride: usize) {
+                unsafe { rows::activate::<S>(kind, x, shape, stride) }
             }
 
             $(#[$feature])*

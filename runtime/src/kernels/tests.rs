@@ -190,7 +190,7 @@ proptest! {
         let mut expected = None;
         for k in all() {
             let mut q = vec![5; n.next_multiple_of(PANEL_ROWS)];
-            let bits = k.to_q8(&x, &mut q);
+            let bits = k.to_q8(&x, &[], &mut q);
             let scale = half::f16::from_bits(bits).to_f32();
             // A scale that was rounded down: the largest value may be more than 127 steps.
             let step = scale + (largest - 127.0 * scale).max(0.0) * 2.0;
@@ -489,7 +489,7 @@ fn damage_in_a_cache_of_bytes_shows() {
             let mut q = vec![0; 32];
             let mut x = values(head_dim, 1);
             x[17] = bad;
-            assert!(half::f16::from_bits(k.to_q8(&x, &mut q)).is_nan(), "{} {bad}", k.name());
+            assert!(half::f16::from_bits(k.to_q8(&x, &[], &mut q)).is_nan(), "{} {bad}", k.name());
             assert!(half::f16::from_bits(k.to_q4(&x, &mut q)).is_nan(), "{} {bad} in 4 bits", k.name());
             let (q, mut kv) = operands(head_dim, first + 1, 1, 1);
             kv[30 * 2 * head_dim + head_dim + 3] = bad;

@@ -501,10 +501,9 @@ impl GemmArgs<'_> {
     #[inline(always)]
     pub(in crate::kernels) unsafe fn activate(&self, token: usize, n_tokens: usize, panel: usize, n_panels: usize) {
         if let Epilogue::Activate(kind) = self.epilogue {
-            for t in token..token + n_tokens {
-                // SAFETY: the arguments cover tokens and panels; `out` is padded to 16.
-                unsafe { (self.activation)(kind, self.out_at(t, panel), n_panels * LANES) };
-            }
+            let shape = [n_tokens, n_panels * LANES];
+            // SAFETY: the arguments cover tokens and panels; `out` is padded to 16.
+            unsafe { (self.activation)(kind, self.out_at(token, panel), shape, self.out_stride) };
         }
     }
 

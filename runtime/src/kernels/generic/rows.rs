@@ -217,11 +217,19 @@ impl Padded {
 }
 
 /// Quantizes `n` values to 8 bits with one scale, the largest magnitude over 127 rounded to f16, whose bits are returned. `out` is
-/// padded to 16 with zeros. NaN and infinity make the scale NaN.
+/// padded to 16 with zeros. NaN and infinity make the scale NaN. The `next` values are asked for.
 #[inline(always)]
-pub(in crate::kernels) unsafe fn to_q8<S: Simd>(x: *const f32, n: usize, out: *mut i8) -> u16 {
+pub(in crate::kernels) unsafe fn to_q8<S: Simd>(
+    x: *const f32,
+    n: usize,
+    (next, n_next): (*const f32, usize),
+    out: *mut i8,
+) -> u16 {
     // SAFETY: the caller's pointers cover `n` elements, `out` rounded up to 16.
     unsafe {
+        for i in (0..n_next).step_by(LANES) {
+            S::prefetch(next.wrapping_add(i).cast());
+        }
         let x = Padded::new(x, n);
         let (most, poison) = x.largest::<S>();
         let mut bits = [0u16; LANES];
@@ -302,11 +310,21 @@ pub(in crate::kernels) unsafe fn exp_sum<S: Simd>(x: *const f32, n: usize) -> (f
     }
 }
 
-/// `x[i] = activation(x[i])` for `n` values, a multiple of 16.
+/// `x[i] = activation(x[i])` for rows of `n` values, a multiple of 16, that begin `stride` apart.
 #[inline(always)]
-pub(in crate::kernels) unsafe fn activate<S: Simd>(kind: Activation, x: *mut f32, n: usize) {
-    for i in (0..n).step_by(LANES) {
-        // SAFETY: the caller's pointer covers `n` elements.
-        unsafe { S::store(x.add(i), math::activation::<S>(kind, S::load(x.add(i)))) };
+pub(in crate::kernels) unsafe fn activate<S: Simd>(
+    kind: Activation,
+    x: *mut f32,
+    [rows, n]: [usize; 2],
+    stride: usize,
+) {
+    for row in 0..rows {
+        for i in (0..n).step_by(LANES) {
+            // SAFETY: the caller's pointer covers the rows.
+            unsafe {
+                let at = x.add(row * stride + i);
+                S::store(at, math::activation::<S>(kind, S::load(at)));
+            }
+        }
     }
 }
